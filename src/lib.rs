@@ -1,0 +1,6 @@
+//! p2ptund: a tunnel daemon that finds a direct, encrypted UDP path between offices behind firewalls that nobody will
+//! reconfigure.
+
+#![deny(unsafe_code)]
+
+pub mod proto;

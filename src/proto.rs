@@ -1,0 +1,25 @@
+//! The protocol, pure: time, randomness and datagrams are arguments.
+//!
+//! # Contract of every machine in here
+//!
+//! - A method that takes input is `handle_…`, one that gives output is `poll_…`. After any `handle_…`, drain every `poll_…`
+//!   to `None`, then sleep until `poll_timeout` or the next input, whichever comes first. `poll_timeout` accounts for all
+//!   work that waits for time; work that does not wait for time is in the queues already.
+//! - No clock, no socket, no thread, no ambient randomness: an [`Instant`] comes with each input, and one seed came with
+//!   the constructor. The same inputs give the same outputs, to the byte. `scripts/check-border` holds this in CI.
+//! - A packet that is wrong is dropped and counted ([`action::Drop`]); it never is an error of the caller's.
+//! - Everything that the network can make grow has a cap, and the cap is a named constant.
+
+pub mod action;
+pub mod config;
+pub mod discovery;
+pub mod keys;
+pub mod node;
+pub mod packet;
+pub mod rendezvous;
+pub mod snapshot;
+pub mod time;
+
+pub use action::{Action, Event, SocketId, Transmit};
+pub use packet::Packet;
+pub use time::{Instant, Wall};

@@ -1,0 +1,137 @@
+//! What the core knows, as values: the shape of `status --json` and `netcheck --json` (../shared contract; names are fixed).
+//! A field that is not known is `null`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub interface: String,
+    pub public_key: String,
+    pub listen_port: u16,
+    pub addresses: Vec<String>,
+    pub mtu: u16,
+    pub nat: Nat,
+    pub rendezvous: Vec<Rendezvous>,
+    pub peers: Vec<Peer>,
+    /// Packets dropped since the start, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// What the NATs in front of this machine do, in RFC 4787's words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Nat {
+    pub mapping: Behaviour,
+    pub filtering: Behaviour,
+    pub allocation: Allocation,
+    /// The step between two ports that the NAT gives out one after the other.
+    pub delta: Option<i32>,
+    /// How many new mappings a second other users of the same NAT make.
+    pub cross_traffic_per_s: Option<f64>,
+    pub public: Vec<SocketAddr>,
+    pub port_mapping: PortMapping,
+    /// Whether the first mapping of a local port keeps that port and later ones do not (the patent's FIG. 4A).
+    pub second_priority: Option<bool>,
+    /// What was asked and answered, in order.
+    pub observations: Vec<Observation>,
+}
+
+/// One request to a discovery server and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observation {
+    pub server: SocketAddr,
+    pub local_port: u16,
+    /// The public address that the server saw; `null` where no answer came.
+    pub public: Option<SocketAddr>,
+    pub rtt_ms: Option<f64>,
+    /// What the request was for: "mapping", "filtering from another port", "filtering from another address".
+    pub purpose: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Behaviour {
+    None,
+    EndpointIndependent,
+    AddressDependent,
+    AddressAndPortDependent,
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Allocation {
+    Preserving,
+    Sequential,
+    Random,
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortMapping {
+    Upnp,
+    Pcp,
+    NatPmp,
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rendezvous {
+    pub address: String,
+    pub connected: bool,
+    pub rtt_ms: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    pub name: String,
+    pub public_key: String,
+    pub state: State,
+    pub endpoint: Option<SocketAddr>,
+    pub method: Option<Method>,
+    /// One sentence: what was tried and, where it failed, what would help.
+    pub why: Option<String>,
+    pub cipher: Option<Cipher>,
+    pub rtt_ms: Option<f64>,
+    /// From the first packet of the call to the first authentic packet on the path.
+    pub connect_ms: Option<u64>,
+    pub probes_sent: u64,
+    pub sockets_used: u32,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    /// Unix seconds.
+    pub last_handshake: Option<u64>,
+    pub allowed_ips: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    Idle,
+    Calling,
+    Punching,
+    Connected,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    Endpoint,
+    Lan,
+    Ipv6,
+    PortMapping,
+    Punch,
+    Shotgun,
+    Roamed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cipher {
+    ChaCha20Poly1305,
+    Aes256Gcm,
+}
