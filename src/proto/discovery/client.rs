@@ -376,6 +376,11 @@ impl Client {
         }
     }
 
+    /// Closes what is open.
+    pub fn close(&mut self) {
+        self.close_filter();
+    }
+
     fn close_filter(&mut self) {
         if let Some(survey) = self.filter.take()
             && survey.socket != SocketId::MAIN_V4
