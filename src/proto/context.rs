@@ -29,6 +29,13 @@ pub struct MappedPort {
     pub by: PortMapping,
 }
 
+/// One thing for the shell.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    Transmit(Transmit),
+    Action(Action),
+}
+
 /// All of a member that is not its peers.
 pub struct Local {
     pub identity: Identity,
@@ -46,8 +53,8 @@ pub struct Local {
     pub ids: SocketIds,
     /// Which peer a session index belongs to.
     pub indices: BTreeMap<u32, PeerId>,
-    pub transmits: VecDeque<Transmit>,
-    pub actions: VecDeque<Action>,
+    /// What is to be sent and done, in order: a socket is opened before what it sends, and closed after.
+    pub out: VecDeque<Output>,
     /// Which peer is in a hard call; there is one at a time.
     pub hard_call: Option<PeerId>,
 }
@@ -74,7 +81,7 @@ impl Local {
     }
 
     pub fn send_with(&mut self, way: Way, ttl: Option<u8>, payload: Vec<u8>) {
-        self.transmits.push_back(Transmit { socket: way.socket, to: way.remote, ttl, payload });
+        self.out.push_back(Output::Transmit(Transmit { socket: way.socket, to: way.remote, ttl, payload }));
     }
 
     pub fn send_packet(&mut self, way: Way, packet: &Packet) {
@@ -82,7 +89,21 @@ impl Local {
     }
 
     pub fn tell(&mut self, event: Event) {
-        self.actions.push_back(Action::Event(event));
+        self.act(Action::Event(event));
+    }
+
+    pub fn act(&mut self, action: Action) {
+        self.out.push_back(Output::Action(action));
+    }
+
+    /// Takes over what discovery wants sent and done.
+    pub fn collect_discovery(&mut self) {
+        while let Some(action) = self.discovery.poll_action() {
+            self.out.push_back(Output::Action(action));
+        }
+        while let Some(transmit) = self.discovery.poll_transmit() {
+            self.out.push_back(Output::Transmit(transmit));
+        }
     }
 
     pub fn step(&mut self, peer: &str, text: String) {
@@ -98,13 +119,13 @@ impl Local {
     pub fn open_socket(&mut self) -> (SocketId, u16) {
         let id = self.ids.next();
         let port = self.discovery.scout_port();
-        self.actions.push_back(Action::OpenSocket { id, port });
+        self.act(Action::OpenSocket { id, port });
         (id, port)
     }
 
     pub fn close_socket(&mut self, id: SocketId) {
         if id >= SocketId::FIRST_EXTRA {
-            self.actions.push_back(Action::CloseSocket { id });
+            self.act(Action::CloseSocket { id });
         }
     }
 
@@ -169,7 +190,9 @@ impl Local {
             let ip = candidate.address.ip();
             match candidate.kind {
                 // To a private address elsewhere a probe would only use up a port of our NAT.
-                CandidateKind::Host => !is_own(ip) && (same_site || on_link(ip)) && theirs.tuple != Some(candidate.address),
+                CandidateKind::Host => {
+                    !is_own(ip) && (same_site || on_link(ip)) && theirs.tuple != Some(candidate.address)
+                }
                 CandidateKind::Ipv6 => ip.is_ipv6() && has_ipv6 && !is_own(ip),
                 CandidateKind::Mapped => ip.is_ipv4(),
             }

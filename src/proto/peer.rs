@@ -82,12 +82,19 @@ pub struct Peer {
 enum Call {
     Idle,
     /// A handshake with the config's endpoint is out; after `until`, a call is tried as well.
-    Knocking { until: Instant },
+    Knocking {
+        until: Instant,
+    },
     /// A survey is under way, before a call is placed or answered.
-    Surveying { socket: SocketId, purpose: Purpose },
+    Surveying {
+        socket: SocketId,
+        purpose: Purpose,
+    },
     Calling(Box<Calling>),
     Punching(Box<Punching>),
-    Resting { until: Instant },
+    Resting {
+        until: Instant,
+    },
 }
 
 enum Purpose {
@@ -132,8 +139,7 @@ struct Answered {
 
 impl Peer {
     pub fn new(now: Instant, id: PeerId, config: config::Peer, local: &Local, mtu: u16) -> Self {
-        let mut tunnel =
-            Tunnel::new(&local.identity, config.public_key, config.preshared_key.clone(), Limits::PAYLOAD);
+        let mut tunnel = Tunnel::new(&local.identity, config.public_key, config.preshared_key.clone(), Limits::PAYLOAD);
         tunnel.set_mtu(mtu);
         let mut peer = Self {
             id,
@@ -222,7 +228,7 @@ impl Peer {
         let sealed = match self.paths.current() {
             Some(path) => self.tunnel.seal(now, packet).then_some(path.way),
             None => {
-                self.tunnel.hold(now, packet);
+                self.tunnel.hold(packet);
                 None
             }
         };
@@ -447,7 +453,9 @@ impl Peer {
                 }
             }
             Call::Calling(_) | Call::Surveying { purpose: Purpose::Answer(_), .. } => {}
-            Call::Idle | Call::Knocking { .. } | Call::Resting { .. } | Call::Surveying { .. } => self.end_call(local, None),
+            Call::Idle | Call::Knocking { .. } | Call::Resting { .. } | Call::Surveying { .. } => {
+                self.end_call(local, None)
+            }
         }
         if news {
             let after = now.since(self.call_began.unwrap_or(now));

@@ -1,8 +1,6 @@
 //! Our side of a call that the peer places: taken or refused, and answered (patent [0063] to [0068]).
 
-use super::calling::{
-    ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, Parties, SHORTEST_ROUND,
-};
+use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, Parties, SHORTEST_ROUND};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
 use crate::proto::action::Drop;
 use crate::proto::context::Local;

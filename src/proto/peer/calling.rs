@@ -132,7 +132,9 @@ impl Peer {
         if !self.config.calls.may_call() || local.servers.is_empty() {
             if has_endpoint {
                 let remote = self.endpoints[0];
-                let why = format!("nothing answers at the configured endpoint {remote}: check the address, the port, and the keys on both sides");
+                let why = format!(
+                    "nothing answers at the configured endpoint {remote}: check the address, the port, and the keys on both sides"
+                );
                 self.fail(now, local, why, FIRST_REST);
             } else {
                 self.why.get_or_insert_with(|| "waits for the peer to call".to_owned());
@@ -167,6 +169,7 @@ impl Peer {
         } else if stale && local.discovery.is_ready(now, SocketId::MAIN_V4) {
             local.discovery.again(now);
         }
+        local.collect_discovery();
         self.call = Call::Surveying { socket, purpose };
         self.on_survey(now, local);
     }
@@ -314,7 +317,7 @@ impl Peer {
 
     fn carry_out(&mut self, now: Instant, local: &mut Local, index: u32, step: Step) {
         match step {
-            Step::Open { socket, port } => local.actions.push_back(Action::OpenSocket { id: socket, port }),
+            Step::Open { socket, port } => local.act(Action::OpenSocket { id: socket, port }),
             Step::Close(socket) => local.close_socket(socket),
             Step::Shoot(Shot { socket, to, ttl, load }) => {
                 let payload = match load {

@@ -15,7 +15,9 @@ fn nat(report: &Report) -> String {
         (Mapping::Unknown, _) => "a NAT of unknown kind".to_owned(),
         (_, Allocation::Preserving) => "a NAT that keeps ports".to_owned(),
         (Mapping::EndpointIndependent, _) => "a NAT with one port for all destinations".to_owned(),
-        (_, Allocation::SecondPriority { step }) => format!("a NAT that keeps the first port and then counts by {step}"),
+        (_, Allocation::SecondPriority { step }) => {
+            format!("a NAT that keeps the first port and then counts by {step}")
+        }
         (_, Allocation::Sequential { step }) => format!("a NAT that counts ports by {step}"),
         (_, Allocation::Random) => "a NAT that picks random ports for each destination".to_owned(),
         (_, Allocation::Unknown) => "a NAT with another port for each destination".to_owned(),
