@@ -81,7 +81,7 @@ struct Network {
 pub struct Router {
     pub nat: Nat,
     pub link: Link,
-    inside: NetId,
+    pub inside: NetId,
     outside: NetId,
 }
 
@@ -236,9 +236,10 @@ impl<M: Machine> World<M> {
         result
     }
 
-    /// Puts a datagram onto the internet, whoever it claims to be from.
+    /// Puts a datagram onto the internet, whoever it claims to be from. The tap does not hear it.
     pub fn inject(&mut self, datagram: Datagram) {
-        self.fly(self.now, At::Network(INTERNET), datagram);
+        self.transcript.datagram(self.now, '!', &datagram);
+        self.deliver(INTERNET, datagram);
     }
 
     /// Runs until `done`, or until nothing is left to happen before `until`. Whether it was `done`.

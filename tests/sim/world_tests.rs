@@ -7,7 +7,7 @@ use p2ptund::proto::Instant;
 
 use crate::link::Link;
 use crate::nat::{Allocation, Profile, Scope};
-use crate::world::{Datagram, HostId, INTERNET, Machine, Moment, START, World};
+use crate::world::{Datagram, HostId, INTERNET, Machine, Moment, NatId, START, World};
 
 /// Notes what it gets, answers `ping` with the address that it came from, and may wake in odd ways.
 struct Toy {
@@ -69,23 +69,25 @@ fn ms(millis: u64) -> Duration {
 }
 
 /// An office behind each of `profiles` (innermost first), and a server.
-fn office(profiles: &[Profile]) -> (World<Toy>, HostId, HostId) {
+fn office(profiles: &[Profile]) -> (World<Toy>, HostId, HostId, Vec<NatId>) {
     let mut world = World::new(11);
-    let mut network = INTERNET;
+    let (mut network, mut nats) = (INTERNET, Vec::new());
     for (depth, profile) in profiles.iter().rev().enumerate() {
         let wan = if depth == 0 { Ipv4Addr::new(203, 0, 113, 1) } else { Ipv4Addr::new(100, 64, 0, 2) };
         let link = if depth == 0 { Link::of_delay(ms(30)) } else { Link::of_delay(ms(5)) };
-        network = world.add_nat(network, wan, profile.clone(), link).1;
+        let (id, inner) = world.add_nat(network, wan, profile.clone(), link);
+        network = inner;
+        nats.push(id);
     }
     let inside = host(&mut world, network, "192.168.1.2:4275", Link::of_delay(Duration::ZERO));
     let server = host(&mut world, INTERNET, "198.51.100.7:4270", Link::of_delay(ms(10)));
-    (world, inside, server)
+    (world, inside, server, nats)
 }
 
 #[test]
 fn a_server_answers_through_one_nat_and_through_two() {
     for (profiles, there_and_back) in [(vec![cone()], ms(80)), (vec![cone(), cone()], ms(90))] {
-        let (mut world, inside, server) = office(&profiles);
+        let (mut world, inside, server, _) = office(&profiles);
         send(&mut world, inside, "198.51.100.7:4270", b"ping");
         world.run(START + ms(1000), |_| false);
         assert_eq!(world.machine(server).inbox[0].1.src.ip(), IpAddr::from([203, 0, 113, 1]));
@@ -99,18 +101,14 @@ fn a_server_answers_through_one_nat_and_through_two() {
 #[test]
 fn a_low_ttl_opens_ones_own_nats_and_never_reaches_the_other() {
     for ttl in 1..=5 {
-        let (mut world, inside, server) = office(&[cone()]);
+        let (mut world, inside, server, nats) = office(&[cone()]);
         world.host_mut(inside).machine.ttl = ttl;
         send(&mut world, inside, "198.51.100.7:4270", b"hello");
         world.run(START + ms(1000), |_| false);
-        let entries = world.router_mut(nat_of_office()).nat.created;
+        let entries = world.router_mut(nats[0]).nat.created;
         assert_eq!(entries, u64::from(ttl >= 2), "ttl {ttl}");
         assert_eq!(world.machine(server).inbox.len(), usize::from(ttl >= 5), "ttl {ttl}");
     }
-}
-
-fn nat_of_office() -> crate::world::NatId {
-    World::<Toy>::new(0).add_nat(INTERNET, Ipv4Addr::new(203, 0, 113, 1), cone(), Link::lan()).0
 }
 
 #[test]
@@ -137,7 +135,7 @@ fn neighbours_reach_each_other_directly_and_by_hairpin_only_where_there_is_one()
 
 #[test]
 fn the_world_sleeps_to_the_deadline_and_to_nothing_else() {
-    let (mut world, inside, _) = office(&[cone()]);
+    let (mut world, inside, _, _) = office(&[cone()]);
     world.act(inside, |toy, _| (toy.wake, toy.every) = (Some(START + ms(7)), Some(ms(7))));
     assert!(world.step(START + ms(20)));
     assert_eq!(world.now, START + ms(7));
@@ -150,7 +148,7 @@ fn the_world_sleeps_to_the_deadline_and_to_nothing_else() {
 #[test]
 #[should_panic(expected = "its deadline stays in the past")]
 fn a_machine_that_does_not_come_to_rest_is_found_out() {
-    let (mut world, inside, _) = office(&[cone()]);
+    let (mut world, inside, _, _) = office(&[cone()]);
     world.act(inside, |toy, _| (toy.wake, toy.every) = (Some(START), Some(Duration::ZERO)));
     world.run(START + ms(20), |_| false);
 }
@@ -158,14 +156,14 @@ fn a_machine_that_does_not_come_to_rest_is_found_out() {
 #[test]
 #[should_panic(expected = "times within a second")]
 fn a_machine_that_creeps_is_found_out() {
-    let (mut world, inside, _) = office(&[cone()]);
+    let (mut world, inside, _, _) = office(&[cone()]);
     world.act(inside, |toy, _| (toy.wake, toy.every) = (Some(START), Some(Duration::from_nanos(1))));
     world.run(START + ms(20), |_| false);
 }
 
 #[test]
 fn a_datagram_to_nobody_and_one_from_a_foreign_address_are_faults() {
-    let (mut world, inside, _) = office(&[cone()]);
+    let (mut world, inside, _, _) = office(&[cone()]);
     send(&mut world, inside, "192.0.2.1:1", b"stray");
     assert!(world.faults[0].contains("which is nobody"));
     world.act(inside, |toy, _| toy.address = address("192.168.1.66:1"));
