@@ -11,14 +11,21 @@
 //! - Everything that the network can make grow has a cap, and the cap is a named constant.
 
 pub mod action;
+pub mod allowed_ips;
 pub mod config;
+pub mod cookie;
 pub mod discovery;
+pub mod ip;
 pub mod keys;
 pub mod node;
+pub mod noise;
 pub mod packet;
 pub mod rendezvous;
+pub mod replay;
+pub mod session;
 pub mod snapshot;
 pub mod time;
+pub mod tunnel;
 
 pub use action::{Action, Event, SocketId, Transmit};
 pub use packet::Packet;
