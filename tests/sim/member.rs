@@ -61,6 +61,8 @@ pub struct Member {
     /// Datagrams sent to each address since the last [`Member::start_counting`].
     pub traffic: BTreeMap<IpAddr, u64>,
     pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// Most extra sockets that the system gives.
+    pub socket_limit: usize,
     node: Option<Box<Node>>,
     seed: [u8; 32],
     starts: Instant,
@@ -89,6 +91,7 @@ impl Member {
             most: Usage::default(),
             traffic: BTreeMap::new(),
             names: BTreeMap::new(),
+            socket_limit: usize::MAX,
             node: None,
             seed,
             starts,
@@ -103,11 +106,12 @@ impl Member {
         }
     }
 
-    /// The same member as it would be after a restart: only config and addresses are left.
+    /// The same member as it would be after a restart: only config and addresses are left (and what the test remembers).
     pub fn restarted(&self, seed: [u8; 32], starts: Instant) -> Self {
         let mut fresh = Self::new(self.config.clone(), self.addresses.clone(), self.servers.clone(), seed, starts);
         fresh.names = self.names.clone();
         fresh.pinger = self.pinger.clone();
+        fresh.delivered = self.delivered.clone();
         fresh
     }
 
@@ -198,6 +202,12 @@ impl Member {
     }
 
     fn open(&mut self, moment: &mut Moment<'_>, id: SocketId, port: u16) {
+        if self.open_sockets() >= self.socket_limit {
+            if let Some(node) = &mut self.node {
+                node.handle_socket_failed(moment.now, id);
+            }
+            return;
+        }
         let taken = |port: u16| self.sockets.values().any(|used| *used == port);
         let mut local = port;
         while local == 0 || taken(local) {

@@ -9,6 +9,7 @@ use p2ptund::proto::node::MappedPort;
 use p2ptund::proto::snapshot::{Method, PortMapping, State};
 
 use crate::classes::Class;
+use crate::dice::Dice;
 use crate::nat::{Allocation, Profile, Scope};
 use crate::scene::{Layout, RENDEZVOUS, Scene, Terms, virtual_address};
 
@@ -273,6 +274,54 @@ fn random_ports_against_a_cone_are_found_by_many_sockets() {
         scene.world.router_mut(hard).nat.profile = random();
         scene.world.reboot(hard);
         assert!(scene.run_to_answer(0, AGAIN).is_some(), "seed {seed}: {}", situation(&scene));
+        scene.check();
+    }
+}
+
+#[test]
+fn a_system_that_gives_few_sockets_is_put_up_with() {
+    let mut scene = Scene::new(&Terms::exact([Class::PortRestricted, Class::Fig4BStep1], ONE_WAY, 31));
+    scene.replace_nats(&random());
+    [0, 1].into_iter().for_each(|side| scene.member_mut(side).socket_limit = 5);
+    scene.ping(0, secs(1));
+    scene.run_for(AGAIN);
+    scene.check();
+}
+
+/// Whatever happens to them, in whatever order: once it stops, they find each other.
+#[test]
+fn a_bad_week_is_got_over() {
+    for seed in 0..20 {
+        let mut dice = Dice::new(seed);
+        let mut pick = |count: u64| usize::try_from(dice.between(0, count - 1)).expect("is small");
+        let classes = [0, 1].map(|_| Class::ALL[pick(Class::ALL.len() as u64)]);
+        let mut scene = Scene::new(&Terms::exact(classes, ONE_WAY, seed));
+        scene.ping(0, Duration::from_millis(500));
+        let mut story = Vec::new();
+        for _ in 0..12 {
+            let side = pick(2);
+            let event = pick(6);
+            story.push((event, side));
+            match event {
+                0 => scene.nats[side].clone().into_iter().for_each(|id| scene.world.reboot(id)),
+                1 => scene.restart(side),
+                2 => scene.restart_rendezvous(),
+                3 => scene.uplink_mut(side).up ^= true,
+                4 => scene.rendezvous_mut().silent ^= true,
+                _ => {
+                    let discovery = scene.discovery_mut(side);
+                    discovery.silent = !discovery.silent;
+                }
+            }
+            scene.run_for(Duration::from_millis(100 << pick(10)));
+        }
+        for side in [0, 1] {
+            scene.uplink_mut(side).up = true;
+            scene.discovery_mut(side).silent = false;
+        }
+        scene.rendezvous_mut().silent = false;
+        let answer = scene.run_to_answer(0, secs(120));
+        assert!(answer.is_some(), "seed {seed}, {classes:?}, {story:?}: {}", situation(&scene));
         scene.check();
     }
 }
