@@ -259,7 +259,7 @@ fn we_under_load_get_our_proof_of_address_from_boringtun() {
     let mut pair = Pair::new(None);
     let from: SocketAddr = "198.51.100.2:51820".parse().expect("parses");
     let mut gate = Gate::new(pair.identity.public(), 0, &mut pair.rng);
-    let mut begin = |pair: &mut Pair| {
+    let begin = |pair: &mut Pair| {
         let mut out = [0; 2048];
         match pair.theirs.format_handshake_initiation(&mut out, true) {
             TunnResult::WriteToNetwork(bytes) => bytes.to_vec(),
