@@ -14,9 +14,9 @@
 //! Nothing in here decides anything about paths or peers: the core ([`crate::proto`]) does.
 
 pub mod clock;
-// pub mod links;
-// pub mod netmon;
-// pub mod portmap;
+pub mod links;
+pub mod netmon;
+pub mod portmap;
 pub mod resolve;
 mod sys; // private: nothing else may do what it does
 pub mod tun;

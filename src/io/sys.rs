@@ -17,6 +17,9 @@ use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 use crate::proto::Packet;
 
 /// Most datagrams in one system call: beyond 64 the saving per datagram is below what can be measured.
@@ -248,6 +251,18 @@ impl AsRawFd for Epoll {
     }
 }
 
+/// Lets tokio wait for a descriptor to become readable. To be called within a tokio runtime.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd stays open, and stays the same descriptor, until it is dropped, which is after its registration.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(|error| error.into_parts().1)
+}
+
+/// The same for a set of descriptors.
+pub fn watch_set(set: Epoll) -> io::Result<AsyncFd<Epoll>> {
+    // SAFETY: an Epoll is an OwnedFd that nobody can take out of it.
+    unsafe { AsyncFd::register_with_interest(set, Interest::READABLE) }.map_err(|error| error.into_parts().1)
+}
+
 /// Sets an integer option of a socket's that socket2 has no name for. Best effort: the kernel's answer is the result.
 pub fn set_int_option(
     fd: BorrowedFd<'_>,
@@ -304,6 +319,17 @@ pub mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    /// Moves this thread, and what it starts, into a network namespace of its own with nothing but a loopback device.
+    /// `false`, loudly, without the permission.
+    pub fn enter_own_namespace() -> bool {
+        // SAFETY: takes no pointers, and changes only what this thread's later system calls see.
+        let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+        if !entered {
+            eprintln!("SKIPPED: this test needs root for a network namespace: {}", io::Error::last_os_error());
+        }
+        entered
+    }
 
     /// Receives one datagram and gives the TTL or hop limit that it came with.
     pub fn receive_ttl(socket: &std::net::UdpSocket) -> i32 {

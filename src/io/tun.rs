@@ -112,7 +112,7 @@ impl Tun {
                 _ => TunError::Other(error),
             });
         }
-        let fd = AsyncFd::with_interest(fd, Interest::READABLE).map_err(TunError::Other)?;
+        let fd = sys::watch(fd).map_err(TunError::Other)?;
         Ok(Self { fd, name: name.to_owned() })
     }
 
@@ -163,3 +163,6 @@ impl Tun {
         Ok(written)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,7 +136,7 @@ impl Sockets {
     /// None yet. Errors: out of descriptors, or no tokio runtime.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            epoll: AsyncFd::with_interest(Epoll::new()?, Interest::READABLE)?,
+            epoll: sys::watch_set(Epoll::new()?)?,
             sockets: HashMap::new(),
             ready: VecDeque::new(),
             counters: Counters::default(),
