@@ -383,6 +383,22 @@ fn losing_the_network_is_told_and_its_return_maps_again() {
 }
 
 #[test]
+fn a_stop_at_any_moment_leaves_nothing() {
+    Lab::enter("a_stop_at_any_moment_leaves_nothing", async |router| {
+        router.up().await;
+        for by in ALL {
+            for after in [0, 2, 5, 10, 20, 40, 80] {
+                let mapper = PortMapper::start(&[by], 4275, Some(router.state()));
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                mapper.refresh();
+                mapper.stop().await;
+                assert_eq!(router.rules(), 0, "{by:?} after {after} ms");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_network_without_any_such_router_is_no_fault() {
     Lab::enter("a_network_without_any_such_router_is_no_fault", async |mut router| {
         router.stop();
