@@ -8,7 +8,7 @@
 //! stop ─ remove the mapping (2 s at most)
 //! ```
 //!
-//! The external port is the internal one where the router agrees (the patent's [0059]: a firewall that forbids the dynamic
+//! The external port is the internal one where the router agrees (the patent's paragraph 0059: a firewall that forbids the dynamic
 //! ports may allow a low, equal one), otherwise any. Finding asks for nothing: only the protocol that is chosen is asked
 //! to map, so the others leave nothing to remove and routers that share one table among them are not confused.
 //!
@@ -16,7 +16,7 @@
 //! removes what a SIGKILL left. Not being able to write it costs only that.
 //!
 //! What is assumed of the router: nothing. It is the default route's, in a network that this machine is directly in; only
-//! answers from its address count; each is bounded in length, in nesting and in time ([`http`], [`upnp`]). Whether the
+//! answers from its address count; each is bounded in length, in nesting and in time (`http`, `upnp`). Whether the
 //! external address that it tells is of any use (a carrier's NAT's is not) the core decides.
 
 use std::net::{IpAddr, SocketAddr};
