@@ -3,4 +3,5 @@
 
 #![deny(unsafe_code)]
 
+pub mod io;
 pub mod proto;
