@@ -3,5 +3,12 @@
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod logging;
+pub mod netcheck;
 pub mod proto;
+pub mod serve;
+pub mod status;
