@@ -128,3 +128,34 @@ async fn a_ping_that_nothing_answers_says_why_and_is_status_1() {
     assert!(text.starts_with("no reply from paris: seq=1 (no path: failed: both NATs were asked)\n"), "{text}");
     assert!(text.contains("1 sent, 0 received, 100% lost\n"), "{text}");
 }
+
+/// Needs root, to become another user; a member of the socket's group, whom its mode lets in.
+#[tokio::test]
+async fn another_user_may_look_but_not_stop_the_daemon() {
+    const NOBODY: u32 = 65534;
+    let dir = tempfile::tempdir().expect("a directory");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), everybody).expect("mode");
+    let control = dir.path().join("p2p0.sock");
+    let _running = tokio::spawn(mesh(Server::bind(&control).expect("binds")));
+    let group = std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(&control).expect("there"));
+    // A copy, because another user may not reach the build directory.
+    let binary = dir.path().join("p2ptund");
+    std::fs::copy(env!("CARGO_BIN_EXE_p2ptund"), &binary).expect("copied");
+    let as_nobody = async |word: &str| {
+        let mut command = tokio::process::Command::new(&binary);
+        command.arg(word).arg("--control").arg(&control).uid(NOBODY).gid(group).stdin(Stdio::null()).output().await
+    };
+    let Ok(status) = as_nobody("status").await else {
+        eprintln!("SKIPPED: only root can try this as another user");
+        return;
+    };
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+    for word in ["down", "reload"] {
+        let refused = as_nobody(word).await.expect("the binary runs");
+        let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{word}");
+        assert!(stderr.contains("only root and the daemon's own user"), "{stderr}");
+    }
+    assert!(run(&control, &["status"]).await.status.success(), "it runs still");
+}
