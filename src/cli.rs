@@ -109,7 +109,7 @@ enum Command {
     },
     /// Show what the NATs in front of this machine do, without a TUN device and without root
     Netcheck {
-        /// The config of this member; only [discovery] is used, and no key file is opened
+        /// The config of this member; only its discovery table is used, and no key file is opened
         #[arg(default_value = config::DEFAULT_MEMBER)]
         config: PathBuf,
         /// Print JSON
