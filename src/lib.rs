@@ -3,5 +3,6 @@
 
 #![deny(unsafe_code)]
 
+pub mod config;
 pub mod io;
 pub mod proto;
