@@ -4,7 +4,8 @@
 //! client 192.168.77.2 ── veth ── 192.168.77.1 router (miniupnpd) 198.51.100.7 ── veth ── nobody
 //! ```
 //!
-//! Each test runs itself again inside its client namespace. Needs root and miniupnpd, and says so loudly where it is skipped.
+//! The router claims the external address 11.0.0.5, because miniupnpd refuses the ones kept for documentation; nothing leaves
+//! the namespaces. Each test runs itself again inside its client namespace. Needs root and miniupnpd, and says so loudly where it is skipped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -117,10 +118,15 @@ impl Router {
         std::fs::write(
             &rules,
             "flush ruleset
-             table inet filter { chain forward { type filter hook forward priority 0; jump miniupnpd; }
-                                 chain miniupnpd { } chain prerouting_miniupnpd { } chain postrouting_miniupnpd { }
-                                 chain prerouting { type nat hook prerouting priority -100; jump prerouting_miniupnpd; }
-                                 chain postrouting { type nat hook postrouting priority 100; jump postrouting_miniupnpd; } }",
+table inet filter {
+  chain miniupnpd { }
+  chain prerouting_miniupnpd { }
+  chain postrouting_miniupnpd { }
+  chain forward { type filter hook forward priority 0; jump miniupnpd; }
+  chain prerouting { type nat hook prerouting priority -100; jump prerouting_miniupnpd; }
+  chain postrouting { type nat hook postrouting priority 100; jump postrouting_miniupnpd; }
+}
+",
         )
         .expect("writes");
         self.inside(&format!("nft -f {}", rules.display()));
@@ -128,7 +134,7 @@ impl Router {
         std::fs::write(
             &config,
             format!(
-                "ext_ifname=wan\nlistening_ip=lan\next_ip=203.0.113.5\nenable_natpmp=yes\nenable_upnp=yes\nsecure_mode=yes\n\
+                "ext_ifname=wan\nlistening_ip=lan\next_ip=11.0.0.5\nenable_natpmp=yes\nenable_upnp=yes\nsecure_mode=yes\n\
                  system_uptime=no\nmin_lifetime=4\nmax_lifetime=86400\nipv6_disable=yes\nuuid=233276fb-1064-4722-be19-0a54f3f568c7\n\
                  http_port=0\n{more}\nallow 1024-65535 192.168.77.0/24 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n"
             ),
@@ -213,7 +219,7 @@ fn upnp_is_preferred_maps_the_equal_port_and_stop_removes_it() {
     Lab::enter("upnp_is_preferred_maps_the_equal_port_and_stop_removes_it", async |router| {
         router.up().await;
         let mut mapper = PortMapper::start(&ALL, 4275, Some(router.state()));
-        assert_eq!(next(&mut mapper, &router, 5).await, mapped("203.0.113.5:4275", PortMapping::Upnp));
+        assert_eq!(next(&mut mapper, &router, 5).await, mapped("11.0.0.5:4275", PortMapping::Upnp));
         let rule = router.rule(4275).expect("the kernel has the rule");
         assert!(rule.contains("192.168.77.2:4275"), "{rule}");
         assert_eq!(router.rules(), 1, "one protocol was asked");
@@ -231,7 +237,7 @@ fn pcp_alone_maps_and_removes() {
     Lab::enter("pcp_alone_maps_and_removes", async |router| {
         router.up().await;
         let mut mapper = PortMapper::start(&[Protocol::Pcp], 4275, Some(router.state()));
-        assert_eq!(next(&mut mapper, &router, 5).await, mapped("203.0.113.5:4275", PortMapping::Pcp));
+        assert_eq!(next(&mut mapper, &router, 5).await, mapped("11.0.0.5:4275", PortMapping::Pcp));
         assert!(router.rule(4275).is_some());
         mapper.stop().await;
         assert_eq!(router.rules(), 0);
@@ -243,7 +249,7 @@ fn nat_pmp_alone_maps_and_removes() {
     Lab::enter("nat_pmp_alone_maps_and_removes", async |router| {
         router.up().await;
         let mut mapper = PortMapper::start(&[Protocol::NatPmp], 4275, Some(router.state()));
-        assert_eq!(next(&mut mapper, &router, 5).await, mapped("203.0.113.5:4275", PortMapping::NatPmp));
+        assert_eq!(next(&mut mapper, &router, 5).await, mapped("11.0.0.5:4275", PortMapping::NatPmp));
         assert!(router.rule(4275).is_some());
         mapper.stop().await;
         assert_eq!(router.rules(), 0);
@@ -256,7 +262,7 @@ fn a_router_without_upnp_is_mapped_by_pcp() {
         router.restart("enable_upnp=no");
         router.up().await;
         let mut mapper = PortMapper::start(&ALL, 4275, Some(router.state()));
-        assert_eq!(next(&mut mapper, &router, 5).await, mapped("203.0.113.5:4275", PortMapping::Pcp));
+        assert_eq!(next(&mut mapper, &router, 5).await, mapped("11.0.0.5:4275", PortMapping::Pcp));
         mapper.stop().await;
         assert_eq!(router.rules(), 0);
     });

@@ -120,7 +120,8 @@ impl Tun {
         &self.name
     }
 
-    /// Waits until [`Tun::recv_batch`] may bring something. Cancel-safe.
+    /// Waits until [`Tun::recv_batch`] may bring something. Cancel-safe. The kernel does not end this wait when somebody
+    /// deletes the device: [`super::netmon`] tells, and [`super::links::Links::apply`] says that it is gone.
     pub async fn readable(&self) -> io::Result<()> {
         self.fd.readable().await.map(|mut guard| guard.retain_ready())
     }

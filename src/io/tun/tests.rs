@@ -209,8 +209,6 @@ async fn what_somebody_else_deletes_is_noticed_and_put_back_within_a_second() {
     let changed = tokio::time::timeout(Duration::from_secs(1), monitor.changed()).await.expect("is noticed");
     assert!(changed.links);
     assert!(matches!(links.apply(&usual()).await, Err(LinkError::Gone(_))));
-    tokio::time::timeout(Duration::from_secs(1), tun.readable()).await.expect("wakes").expect("a descriptor");
-    assert!(tun.recv_batch(&mut [Packet::with_capacity(1420)]).is_err());
     assert!(tun.send_batch([[0x45; 20].as_slice()]).is_err());
     drop(tun);
     Tun::create("p2ptest", 1420).expect("can be made again");
