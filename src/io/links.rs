@@ -41,6 +41,7 @@ use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
 use super::udp::MARK;
 
+mod connected;
 mod own;
 pub use own::{Gateway, gateway, own_addresses};
 
@@ -162,6 +163,10 @@ impl Links {
             note(named(&format!("adding the address {address}"), request.execute().await));
         }
 
+        for route in self.missing_networks(&wanted.addresses).await? {
+            note(named("adding the route to an address's own network", self.handle.route().add(route).execute().await));
+        }
+
         let routes = routes_for(wanted, table_of(&self.name));
         let (missing, extra) = self.compare_routes(&routes).await?;
         for message in extra {
@@ -178,11 +183,14 @@ impl Links {
             .map(|(_, version)| version)
             .collect();
         match self.set_rules(&families).await {
-            Ok(count) => changes += count,
+            Ok(count) => {
+                changes += count;
+                // Once, not at each look.
+                if count > 0 && families.contains(&IpVersion::V4) {
+                    warn_of_strict_rp_filter();
+                }
+            }
             Err(error) => drop(first.get_or_insert(error)),
-        }
-        if families.contains(&IpVersion::V4) {
-            warn_of_strict_rp_filter();
         }
         match first {
             None => Ok(changes),
