@@ -48,7 +48,7 @@ impl Journal {
                 self.tell_status();
             }
             Event::CallFailed { peer, why } => info!(%peer, %why, "call failed"),
-            Event::Pong { token, rtt } => debug!(token, rtt_ms = millis(*rtt), "pong"),
+            Event::Pong { token, rtt } => debug!(token, rtt_us = rtt.as_micros(), "pong"),
         }
     }
 
