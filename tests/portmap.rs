@@ -272,17 +272,17 @@ fn a_router_without_upnp_is_mapped_by_pcp() {
 fn a_taken_port_gives_another() {
     Lab::enter("a_taken_port_gives_another", async |router| {
         router.up().await;
-        // Another host of the LAN took the equal port before.
-        run("ip addr add 192.168.77.3/24 dev eth0");
-        for by in ALL {
-            run("ip addr del 192.168.77.2/24 dev eth0");
-            run("ip addr add 192.168.77.3/24 dev eth0");
+        let become_host = |last: u8| {
+            run("ip addr flush dev eth0");
+            run(&format!("ip addr add 192.168.77.{last}/24 dev eth0"));
             run("ip route replace default via 192.168.77.1");
+        };
+        for by in ALL {
+            // Another host of the LAN took the equal port before.
+            become_host(3);
             let mut first = PortMapper::start(&[by], 4275, None);
             assert_eq!(next(&mut first, &router, 5).await.expect("mapped").external.port(), 4275);
-            run("ip addr del 192.168.77.3/24 dev eth0");
-            run("ip addr add 192.168.77.2/24 dev eth0");
-            run("ip route replace default via 192.168.77.1");
+            become_host(2);
             let mut second = PortMapper::start(&[by], 4275, Some(router.state()));
             let port = next(&mut second, &router, 5).await.expect("mapped").external.port();
             assert_ne!(port, 4275, "{by:?}");
@@ -290,12 +290,9 @@ fn a_taken_port_gives_another() {
             assert!(rule.contains("192.168.77.2:4275"), "{rule}");
             second.stop().await;
             assert_eq!(router.rules(), 1, "{by:?}: the other host's stays");
-            run("ip addr add 192.168.77.3/24 dev eth0");
-            run("ip addr del 192.168.77.2/24 dev eth0");
-            run("ip route replace default via 192.168.77.1");
+            become_host(3);
             first.stop().await;
             assert_eq!(router.rules(), 0, "{by:?}");
-            run("ip addr add 192.168.77.2/24 dev eth0");
         }
     });
 }
@@ -382,6 +379,22 @@ fn losing_the_network_is_told_and_its_return_maps_again() {
         assert!(next(&mut mapper, &router, 12).await.is_some());
         mapper.stop().await;
         assert_eq!(router.rules(), 0);
+    });
+}
+
+#[test]
+fn a_stop_at_any_moment_leaves_nothing() {
+    Lab::enter("a_stop_at_any_moment_leaves_nothing", async |router| {
+        router.up().await;
+        for by in ALL {
+            for after in [0, 2, 5, 10, 20, 40, 80] {
+                let mapper = PortMapper::start(&[by], 4275, Some(router.state()));
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                mapper.refresh();
+                mapper.stop().await;
+                assert_eq!(router.rules(), 0, "{by:?} after {after} ms");
+            }
+        }
     });
 }
 

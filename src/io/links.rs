@@ -35,14 +35,13 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
-use super::udp::MARK;
-
 mod connected;
 mod own;
+mod rules;
+
 pub use own::{Gateway, gateway, own_addresses};
 
 /// What our routes and rules are marked with (`ip route` shows `proto 177`); not in iproute2's rt_protos, nor used by any
@@ -54,12 +53,6 @@ pub const METRIC: u32 = 4275;
 /// From here down a route would catch addresses all over the internet, ours and the servers' among them. 10.0.0.0/8 and
 /// fc00::/7 are the widest that sites use for themselves.
 const NARROWEST_WIDE: (u8, u8) = (7, 6);
-/// Rules' priorities: two for each of 4,096 names, below main's 32766 and away from what `wg-quick` (just below that) and
-/// other tunnels (52xx) take.
-const PRIORITIES: u32 = 20_000;
-/// Tables: likewise; "p2" in the upper half keeps clear of small numbers that people write by hand.
-const TABLES: u32 = 0x7032_0000;
-const SLOTS: u32 = 4096;
 const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
 
 /// Why the device is not as wanted.
@@ -123,7 +116,7 @@ impl Links {
         let handle = connect(false)?;
         let index = index_of(&handle, name).await?.ok_or_else(|| LinkError::Gone(name.to_owned()))?;
         let links = Self { handle, strict: connect(true)?, name: name.to_owned(), index };
-        links.set_rules(&[]).await?;
+        rules::set(&links.handle, name, &[]).await?;
         Ok(links)
     }
 
@@ -167,7 +160,7 @@ impl Links {
             note(named("adding the route to an address's own network", self.handle.route().add(route).execute().await));
         }
 
-        let routes = routes_for(wanted, table_of(&self.name));
+        let routes = routes_for(wanted, rules::table_of(&self.name));
         let (missing, extra) = self.compare_routes(&routes).await?;
         for message in extra {
             note(named("removing a route", self.handle.route().del(message).execute().await));
@@ -182,12 +175,12 @@ impl Links {
             .filter(|(v4, _)| routes.iter().any(|route| route.table != MAIN && route.to.addr().is_ipv4() == *v4))
             .map(|(_, version)| version)
             .collect();
-        match self.set_rules(&families).await {
+        match rules::set(&self.handle, &self.name, &families).await {
             Ok(count) => {
                 changes += count;
                 // Once, not at each look.
                 if count > 0 && families.contains(&IpVersion::V4) {
-                    warn_of_strict_rp_filter();
+                    rules::warn_of_strict_rp_filter();
                 }
             }
             Err(error) => drop(first.get_or_insert(error)),
@@ -200,7 +193,7 @@ impl Links {
 
     /// Takes away what would outlive the device: the rules. Its addresses and routes go with it.
     pub async fn remove(self) -> Result<(), LinkError> {
-        self.set_rules(&[]).await.map(drop)
+        rules::set(&self.handle, &self.name, &[]).await.map(drop)
     }
 
     async fn set_link(&self, link: &LinkMessage, mtu: u16) -> Result<(), LinkError> {
@@ -245,7 +238,14 @@ impl Links {
             filter.header.protocol = RouteProtocol::from(PROTOCOL);
             filter.attributes.push(RouteAttribute::Oif(self.index));
             let mut there = self.strict.route().get(filter).execute();
-            while let Some(message) = there.try_next().await.map_err(netlink)? {
+            loop {
+                let message = match there.try_next().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => break,
+                    // No IPv6 in this kernel. Where the layout wants some, adding it says so.
+                    Err(_) if family == AddressFamily::Inet6 => break,
+                    Err(error) => return Err(netlink(error)),
+                };
                 // A kernel that does not filter gives all routes.
                 if message.header.protocol != RouteProtocol::from(PROTOCOL) || output(&message) != Some(self.index) {
                     continue;
@@ -289,46 +289,11 @@ impl Links {
             }
         }
     }
-
-    /// Makes our rules be there for exactly these families; gives how many were added.
-    async fn set_rules(&self, families: &[IpVersion]) -> Result<usize, LinkError> {
-        let mut added = 0;
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let wanted = if families.contains(&version) { rules_for(&self.name, &version) } else { Vec::new() };
-            let there = match own_rules(&self.handle, &self.name, version).await {
-                Ok(there) => there,
-                // No IPv6 in this kernel.
-                Err(_) if wanted.is_empty() => continue,
-                Err(error) => return Err(error),
-            };
-            for rule in &there {
-                if !wanted.iter().any(|wanted| same_rule(wanted, rule)) {
-                    named("removing a rule", self.handle.rule().del(rule.clone()).execute().await)?;
-                }
-            }
-            for rule in wanted {
-                if !there.iter().any(|there| same_rule(&rule, there)) {
-                    let mut request = self.handle.rule().add();
-                    *request.message_mut() = rule;
-                    named("adding a rule for the default route", request.execute().await)?;
-                    added += 1;
-                }
-            }
-        }
-        Ok(added)
-    }
 }
 
-/// Removes what a daemon that was killed left behind for the device `name`. Quiet where there is nothing, or no permission.
+/// Removes what a daemon that was killed left behind for the device `name`; nothing where there is nothing.
 pub async fn clean_up(name: &str) -> Result<(), LinkError> {
-    let handle = connect(false)?;
-    for version in [IpVersion::V4, IpVersion::V6] {
-        let Ok(rules) = own_rules(&handle, name, version).await else { continue };
-        for rule in rules {
-            named("removing a leftover rule", handle.rule().del(rule).execute().await)?;
-        }
-    }
-    Ok(())
+    rules::set(&connect(false)?, name, &[]).await.map(drop)
 }
 
 /// Which routes the layout needs, and in which table.
@@ -344,67 +309,6 @@ fn routes_for(layout: &Layout, own_table: u32) -> BTreeSet<Route> {
 
 fn is_wide(to: &IpNet) -> bool {
     to.prefix_len() <= if to.addr().is_ipv4() { NARROWEST_WIDE.0 } else { NARROWEST_WIDE.1 }
-}
-
-/// The same number for the same name, always: FNV-1a, 32 bits, folded. Two meshes on one machine that both carry a default
-/// route make no sense, so a collision (1 in 4,096) costs nothing.
-fn slot_of(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    (hash ^ (hash >> 16)) % SLOTS
-}
-
-fn table_of(name: &str) -> u32 {
-    TABLES + slot_of(name)
-}
-
-fn rules_for(name: &str, version: &IpVersion) -> Vec<RuleMessage> {
-    let priority = PRIORITIES + 2 * slot_of(name);
-    let family = match version {
-        IpVersion::V4 => AddressFamily::Inet,
-        IpVersion::V6 => AddressFamily::Inet6,
-    };
-    let rule = |priority: u32, table: u32, more: Vec<RuleAttribute>| {
-        let mut rule = RuleMessage::default();
-        rule.header.family = family;
-        rule.header.action = RuleAction::ToTable;
-        rule.attributes = vec![
-            RuleAttribute::Priority(priority),
-            RuleAttribute::Table(table),
-            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
-        ];
-        rule.attributes.extend(more);
-        rule
-    };
-    let main = rule(priority, MAIN, vec![RuleAttribute::SuppressPrefixLen(0)]);
-    let mut ours = rule(priority + 1, table_of(name), vec![RuleAttribute::FwMark(MARK)]);
-    ours.header.flags = RuleFlags::Invert;
-    vec![main, ours]
-}
-
-async fn own_rules(handle: &Handle, name: &str, version: IpVersion) -> Result<Vec<RuleMessage>, LinkError> {
-    let first = PRIORITIES + 2 * slot_of(name);
-    let mut rules = handle.rule().get(version).execute();
-    let mut own = Vec::new();
-    while let Some(rule) = rules.try_next().await.map_err(netlink)? {
-        let ours = rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
-        if ours && priority(&rule).is_some_and(|priority| priority == first || priority == first + 1) {
-            own.push(rule);
-        }
-    }
-    Ok(own)
-}
-
-fn priority(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Priority(priority) => Some(*priority),
-        _ => None,
-    })
-}
-
-/// The kernel adds attributes of its own, so only what we set is compared.
-fn same_rule(wanted: &RuleMessage, there: &RuleMessage) -> bool {
-    wanted.header.flags.contains(RuleFlags::Invert) == there.header.flags.contains(RuleFlags::Invert)
-        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
 }
 
 fn table(message: &RouteMessage) -> u32 {
@@ -440,16 +344,6 @@ fn destination(message: &RouteMessage) -> Option<IpNet> {
         (None, _) => return None,
     };
     IpNet::new(address, len).ok()
-}
-
-fn warn_of_strict_rp_filter() {
-    let strict =
-        std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").is_ok_and(|value| value.trim() == "1");
-    if strict {
-        tracing::warn!(
-            "rp_filter is strict (1): with a default route through the tunnel the kernel drops our peers' datagrams; set net.ipv4.conf.all.rp_filter=2"
-        );
-    }
 }
 
 fn connect(strict: bool) -> Result<Handle, LinkError> {

@@ -87,6 +87,8 @@ impl Monitor {
                 // ENOBUFS: messages were lost.
                 Err(error) => {
                     tracing::debug!(%error, "netlink messages were lost");
+                    // Whatever is wrong, it must not keep the processor busy.
+                    tokio::time::sleep(SETTLE / 4).await;
                     Changed::ALL
                 }
             };

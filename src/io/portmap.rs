@@ -8,7 +8,7 @@
 //! stop ─ remove the mapping (2 s at most)
 //! ```
 //!
-//! The external port is the internal one where the router agrees (the patent's [0059]: a firewall that forbids the dynamic
+//! The external port is the internal one where the router agrees (the patent's paragraph 0059: a firewall that forbids the dynamic
 //! ports may allow a low, equal one), otherwise any. Finding asks for nothing: only the protocol that is chosen is asked
 //! to map, so the others leave nothing to remove and routers that share one table among them are not confused.
 //!
@@ -16,7 +16,7 @@
 //! removes what a SIGKILL left. Not being able to write it costs only that.
 //!
 //! What is assumed of the router: nothing. It is the default route's, in a network that this machine is directly in; only
-//! answers from its address count; each is bounded in length, in nesting and in time ([`http`], [`upnp`]). Whether the
+//! answers from its address count; each is bounded in length, in nesting and in time (`http`, `upnp`). Whether the
 //! external address that it tells is of any use (a carrier's NAT's is not) the core decides.
 
 use std::net::{IpAddr, SocketAddr};
@@ -185,89 +185,85 @@ struct Lease {
     expires_at: Instant,
 }
 
-/// Why a wait ended.
-enum Woken {
-    Due,
-    /// The router said that it restarted.
-    Restarted,
-    Refresh,
-    Stop,
-}
-
 /// The task's state.
 struct Keeper {
     options: Options,
     state: StateFile,
+    announcements: Announcements,
+    lease: Option<Lease>,
     mapped: watch::Sender<Option<MappedPort>>,
 }
 
 impl Keeper {
     fn new(options: Options, mapped: watch::Sender<Option<MappedPort>>) -> Self {
         let state = StateFile::new(options.state_file.clone());
-        Self { options, state, mapped }
+        Self { options, state, announcements: Announcements::default(), lease: None, mapped }
     }
 
-    async fn run(self, mut inbox: mpsc::Receiver<Command>) {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         if let Some(record) = self.state.load() {
-            let removed = tokio::time::timeout(LEFTOVER_TIMEOUT, remove(&record)).await;
-            tracing::debug!(port = record.external_port, by = ?record.by, ok = matches!(removed, Ok(true)), "removing a leftover port mapping");
+            let removed = matches!(tokio::time::timeout(LEFTOVER_TIMEOUT, remove(&record)).await, Ok(true));
+            tracing::debug!(port = record.external_port, by = ?record.by, removed, "a leftover port mapping");
+            self.state.store(None);
         }
-        self.state.store(None);
         if self.options.enabled.is_empty() || self.options.local_port == 0 {
             return;
         }
-        let mut announcements = Announcements::default();
-        let mut lease: Option<Lease> = None;
+        while let Some(command) = self.keep(&mut inbox).await {
+            match command {
+                Command::Refresh => tracing::debug!("looking at the port mapping: the network or the router changed"),
+                Command::Stop => break,
+            }
+        }
+        // Not the lease's record: a request may have been cut off whose answer would have become one.
+        if let Some(record) = self.state.last().cloned()
+            && remove(&record).await
+        {
+            self.state.store(None);
+        }
+    }
+
+    /// Keeps the port mapped until somebody wants something else; `None` when nobody can any longer.
+    async fn keep(&mut self, inbox: &mut mpsc::Receiver<Command>) -> Option<Command> {
         let mut failures = 0;
         loop {
-            lease = self.advance(lease, &mut announcements).await;
-            self.tell(lease.as_ref());
-            let wait = match &lease {
-                Some(lease) => {
-                    failures = 0;
-                    lease.renew_at.saturating_duration_since(Instant::now()).max(LEAST_WAIT)
-                }
-                None => {
-                    let wait = RETRIES[failures.min(RETRIES.len() - 1)];
-                    failures += 1;
-                    wait
-                }
-            };
-            let began = Instant::now();
-            let woken = tokio::select! {
-                command = inbox.recv() => match command {
-                    Some(Command::Refresh) => Woken::Refresh,
-                    Some(Command::Stop) | None => Woken::Stop,
-                },
-                () = announcements.restarted() => Woken::Restarted,
-                () = tokio::time::sleep(wait) => Woken::Due,
-            };
-            match woken {
-                Woken::Stop => {
-                    if let Some(lease) = &lease
-                        && remove(&lease.record).await
-                    {
-                        self.state.store(None);
+            let mut again = false;
+            {
+                let advance = self.advance();
+                tokio::pin!(advance);
+                loop {
+                    tokio::select! {
+                        () = &mut advance => break,
+                        command = inbox.recv() => match command {
+                            Some(Command::Refresh) => again = true,
+                            // The user does not wait for what is under way.
+                            Some(Command::Stop) | None => return command,
+                        },
                     }
-                    return;
                 }
-                Woken::Due => {}
-                Woken::Refresh | Woken::Restarted => {
-                    tracing::debug!("looking at the port mapping: the network or the router changed");
-                    failures = 0;
-                    if let Some(lease) = &mut lease {
-                        lease.renew_at = Instant::now();
-                    }
-                    let early = LEAST_WAIT.saturating_sub(began.elapsed());
-                    // A stop must not wait for this; it is found in the next select.
-                    tokio::time::sleep(early.min(LEAST_WAIT)).await;
-                }
+            }
+            self.tell();
+            let now = Instant::now();
+            let mut due = match &self.lease {
+                Some(lease) => lease.renew_at,
+                None => now + RETRIES[failures.min(RETRIES.len() - 1)],
+            };
+            failures = if self.lease.is_some() { 0 } else { failures + 1 };
+            let earliest = now + LEAST_WAIT;
+            due = if again { earliest } else { due.max(earliest) };
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                command = wait_for(inbox, earliest) => return command,
+                () = async {
+                    self.announcements.restarted().await;
+                    tokio::time::sleep_until(earliest).await;
+                } => failures = 0,
             }
         }
     }
 
     /// One step: renews the lease, or finds and maps where there is none or the renewal failed.
-    async fn advance(&self, lease: Option<Lease>, announcements: &mut Announcements) -> Option<Lease> {
+    async fn advance(&mut self) {
         let router = match links::gateway().await {
             Ok(router) => router,
             Err(error) => {
@@ -277,30 +273,31 @@ impl Keeper {
         };
         let Some(router) = router else {
             // The old router can't be reached: its lease ends by itself, and the record stays for the next start.
-            return None;
+            self.lease = None;
+            return;
         };
-        announcements.listen(router);
-        if let Some(held) = &lease {
-            let same = held.router == router;
-            if same {
-                match tokio::time::timeout(MAP_TIMEOUT, self.renew(held)).await {
-                    Ok(Some(renewed)) => return Some(renewed),
-                    Ok(None) | Err(_) => tracing::debug!("the port mapping could not be renewed"),
-                }
+        self.announcements.listen(router);
+        let same = self.lease.as_ref().is_some_and(|held| held.router == router);
+        if let Some(held) = self.lease.as_ref().filter(|_| same) {
+            let mut record = held.record.clone();
+            match tokio::time::timeout(MAP_TIMEOUT, ask(&mut record, self.options.lease, false)).await {
+                Ok(Some(grant)) => return self.hold(record, router, &grant),
+                Ok(None) | Err(_) => tracing::debug!("the port mapping could not be renewed"),
             }
-            if let Some(found) = self.find_and_map(router, announcements).await {
-                return Some(found);
-            }
-            // A router that is silent for a moment may still hold the mapping.
-            return lease.filter(|held| same && Instant::now() < held.expires_at).map(|held| {
-                let left = held.expires_at.saturating_duration_since(Instant::now());
-                Lease { renew_at: Instant::now() + left / 2, ..held }
-            });
         }
-        self.find_and_map(router, announcements).await
+        if self.find_and_map(router).await {
+            return;
+        }
+        // A router that is silent for a moment may still hold the mapping.
+        let now = Instant::now();
+        self.lease = self.lease.take().filter(|held| same && now < held.expires_at);
+        if let Some(held) = &mut self.lease {
+            held.renew_at = now + held.expires_at.saturating_duration_since(now) / 2;
+        }
     }
 
-    async fn find_and_map(&self, router: Gateway, announcements: &mut Announcements) -> Option<Lease> {
+    /// `true` where something maps.
+    async fn find_and_map(&mut self, router: Gateway) -> bool {
         let end = Instant::now() + FIND_TIMEOUT;
         let mut finding = JoinSet::new();
         for protocol in &self.options.enabled {
@@ -330,60 +327,75 @@ impl Keeper {
             found.sort_by_key(Found::protocol);
             for one in found {
                 if let Found::Upnp(device) = &one {
-                    announcements.set_boot_id(device.boot_id);
+                    self.announcements.set_boot_id(device.boot_id);
                 }
-                if let Some(lease) = self.map(router, one).await {
-                    return Some(lease);
+                if self.map(router, one).await {
+                    return true;
                 }
             }
         }
-        None
+        false
     }
 
-    /// Asks one protocol to map; at the equal port first.
-    async fn map(&self, router: Gateway, found: Found) -> Option<Lease> {
+    /// Asks one protocol to map, at the equal port first; `true` where it does.
+    async fn map(&mut self, router: Gateway, found: Found) -> bool {
         let by = found.protocol();
         let mut record = Record::new(by, router, self.options.local_port, self.options.lease);
-        if let Found::Upnp(device) = found {
-            record.control = Some(device.control);
+        match found {
+            Found::Upnp(device) => record.control = Some(device.control),
+            Found::Pcp => match pcp::new_nonce() {
+                None => return false,
+                nonce => record.nonce = nonce,
+            },
+            Found::NatPmp => {}
         }
-        if by == Protocol::Pcp {
-            record.nonce = Some(pcp::new_nonce()?);
-        }
+        let before = self.state.last().cloned();
         self.state.store(Some(&record));
-        let grant = match tokio::time::timeout(MAP_TIMEOUT, ask(&mut record, self.options.lease, true)).await {
-            Ok(Some(grant)) => grant,
+        match tokio::time::timeout(MAP_TIMEOUT, ask(&mut record, self.options.lease, true)).await {
+            Ok(Some(grant)) => {
+                self.hold(record, router, &grant);
+                true
+            }
             Ok(None) | Err(_) => {
                 tracing::debug!(?by, "the router does not map the port");
-                return None;
+                self.state.store(before.as_ref());
+                false
             }
-        };
-        Some(self.lease(record, router, grant))
+        }
     }
 
-    async fn renew(&self, held: &Lease) -> Option<Lease> {
-        let mut record = held.record.clone();
-        let grant = ask(&mut record, self.options.lease, false).await?;
-        Some(self.lease(record, held.router, grant))
-    }
-
-    fn lease(&self, mut record: Record, router: Gateway, grant: Grant) -> Lease {
+    fn hold(&mut self, mut record: Record, router: Gateway, grant: &Grant) {
         // A router may grant less, down to nothing, or ages.
         let lifetime = grant.lifetime.clamp(LEAST_WAIT * 2, self.options.lease.max(LEAST_WAIT * 2));
         record.external_port = grant.external.port();
         record.expires_in(lifetime);
         self.state.store(Some(&record));
         let now = Instant::now();
-        Lease { record, external: grant.external, router, renew_at: now + lifetime / 2, expires_at: now + lifetime }
+        let (renew_at, expires_at) = (now + lifetime / 2, now + lifetime);
+        self.lease = Some(Lease { record, external: grant.external, router, renew_at, expires_at });
     }
 
-    fn tell(&self, lease: Option<&Lease>) {
-        let mapped = lease.map(|lease| MappedPort { external: lease.external, by: lease.record.by.into() });
+    fn tell(&self) {
+        let mapped = self.lease.as_ref().map(|held| MappedPort { external: held.external, by: held.record.by.into() });
         self.mapped.send_if_modified(|told| {
             let changed = *told != mapped;
             *told = mapped;
             changed
         });
+    }
+}
+
+/// The next command; a refresh not before `earliest`, a stop at once.
+async fn wait_for(inbox: &mut mpsc::Receiver<Command>, earliest: Instant) -> Option<Command> {
+    let mut refresh = false;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(earliest), if refresh => return Some(Command::Refresh),
+            command = inbox.recv() => match command {
+                Some(Command::Refresh) => refresh = true,
+                other => return other,
+            },
+        }
     }
 }
 

@@ -164,12 +164,21 @@ pub struct Outgoing<'a> {
 /// Sends up to [`MAX_BATCH`] datagrams in order, without waiting. Gives how many the kernel took: at least one, and fewer
 /// than given where it did not want the next. An error is the first datagram's, and nothing was sent.
 pub fn send(fd: BorrowedFd<'_>, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
-    let count = datagrams.len().min(MAX_BATCH);
-    let mut names = [RawAddress::zero(); MAX_BATCH];
-    let mut controls = [Control([0; CONTROL_LEN]); MAX_BATCH];
+    // Clearing the structures for 64 would take longer than filling those for one.
+    match datagrams.len() {
+        0 => Ok(0),
+        1 => send_up_to::<1>(fd, datagrams),
+        2..=8 => send_up_to::<8>(fd, datagrams),
+        _ => send_up_to::<MAX_BATCH>(fd, datagrams),
+    }
+}
+
+fn send_up_to<const MOST: usize>(fd: BorrowedFd<'_>, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
+    let count = datagrams.len().min(MOST);
+    let mut names = [RawAddress::zero(); MOST];
+    let mut controls = [Control([0; CONTROL_LEN]); MOST];
     // SAFETY: iovec and mmsghdr are plain data for which all-zero bytes (null pointers, zero lengths) are valid.
-    let (mut vectors, mut messages): ([libc::iovec; MAX_BATCH], [libc::mmsghdr; MAX_BATCH]) =
-        unsafe { (zeroed(), zeroed()) };
+    let (mut vectors, mut messages): ([libc::iovec; MOST], [libc::mmsghdr; MOST]) = unsafe { (zeroed(), zeroed()) };
     for (i, datagram) in datagrams[..count].iter().enumerate() {
         let (name, name_len) = RawAddress::new(datagram.to);
         names[i] = name;

@@ -42,6 +42,8 @@ const PORT_TRIES: usize = 16;
 /// A full send buffer drains within a millisecond on any link worth a tunnel; after 20 the datagram is better lost.
 const FULL_WAIT: Duration = Duration::from_millis(1);
 const FULL_TRIES: u32 = 20;
+/// After so many errors in one batch, the rest is left for the next: an error that stays must not hold the caller.
+const MAX_ERRORS: usize = 8;
 /// Most datagrams of one socket in a round while others wait.
 const FAIR_SHARE: usize = 16;
 
@@ -214,8 +216,8 @@ impl Sockets {
     /// waits (then [`Sockets::readable`] waits again). Never waits itself.
     pub fn recv_batch(&mut self, batch: &mut RecvBatch) -> usize {
         batch.received.clear();
-        let mut filled = 0;
-        while filled < batch.packets.len() {
+        let (mut filled, mut errors) = (0, 0);
+        while filled < batch.packets.len() && errors < MAX_ERRORS {
             if self.ready.is_empty() && !self.ask_for_ready() {
                 break;
             }
@@ -238,6 +240,7 @@ impl Sockets {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Reading the error took it off the socket. What waits behind it is found in the next round.
                 Err(error) => {
+                    errors += 1;
                     self.counters.receive_errors += 1;
                     tracing::trace!(%error, "receiving");
                 }

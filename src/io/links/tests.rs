@@ -32,15 +32,3 @@ fn a_host_route_with_host_bits_is_the_network_that_it_means() {
     let layout = Layout { mtu: 1420, addresses: vec![], routes: nets(&["192.168.20.7/24", "192.168.20.0/24"]) };
     assert_eq!(targets(&layout), [("192.168.20.0/24".to_owned(), false)]);
 }
-
-#[test]
-fn a_name_always_has_the_same_table_and_priorities() {
-    assert_eq!(slot_of("p2p0"), slot_of("p2p0"));
-    assert_ne!(slot_of("p2p0"), slot_of("p2p1"));
-    for name in ["p2p0", "berlin", "a"] {
-        let rules = rules_for(name, &IpVersion::V4);
-        let priorities: Vec<u32> = rules.iter().filter_map(priority).collect();
-        assert_eq!(priorities[0] + 1, priorities[1]);
-        assert!(priorities[1] < 32_766);
-    }
-}

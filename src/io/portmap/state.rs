@@ -62,25 +62,34 @@ fn unix_seconds() -> u64 {
     crate::io::clock::wall().0.as_secs()
 }
 
-/// The file, if there is to be one. Failing to write it is no reason not to map.
-pub struct StateFile(Option<PathBuf>);
+/// The file, if there is to be one, and what it holds. Failing to write it is no reason not to map.
+pub struct StateFile {
+    path: Option<PathBuf>,
+    last: Option<Record>,
+}
 
 impl StateFile {
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self(path)
+        Self { path, last: None }
+    }
+
+    /// What was stored last in this run.
+    pub fn last(&self) -> Option<&Record> {
+        self.last.as_ref()
     }
 
     /// The last run's record. Anything unreadable is nothing.
     pub fn load(&self) -> Option<Record> {
-        let file = std::fs::File::open(self.0.as_ref()?).ok()?;
+        let file = std::fs::File::open(self.path.as_ref()?).ok()?;
         let mut text = String::new();
         file.take(MAX_LEN).read_to_string(&mut text).ok()?;
         serde_json::from_str(&text).ok()
     }
 
     /// Replaces the record, whole or not at all; `None` removes the file.
-    pub fn store(&self, record: Option<&Record>) {
-        let Some(path) = &self.0 else { return };
+    pub fn store(&mut self, record: Option<&Record>) {
+        self.last = record.cloned();
+        let Some(path) = &self.path else { return };
         let result = match record {
             None => match std::fs::remove_file(path) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -117,7 +126,7 @@ mod tests {
     #[test]
     fn a_record_is_read_back_until_it_is_removed() {
         let directory = tempfile::tempdir().expect("a directory");
-        let file = StateFile::new(Some(directory.path().join("state")));
+        let mut file = StateFile::new(Some(directory.path().join("state")));
         assert_eq!(file.load(), None);
         file.store(Some(&record()));
         assert_eq!(file.load(), Some(record()));

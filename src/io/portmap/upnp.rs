@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use igd_next::aio::Gateway as Igd;
+use igd_next::aio::{Gateway as Igd, Provider};
 use igd_next::{AddPortError, PortMappingProtocol, RemovePortError, RequestError};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
@@ -132,24 +132,50 @@ pub async fn map(record: &mut Record, lease: Duration, fresh: bool) -> Option<Gr
     Some(Grant { external: SocketAddr::from((external, port)), lifetime: lease })
 }
 
-/// Removes the record's mapping. Where the router does not answer at the place of before, it is looked for again: after a
-/// restart it may be at another.
+/// Removes the record's mapping; `true` where it is gone then. Where the router does not answer at the place of before, it
+/// is looked for again: after a restart it may be at another.
 pub async fn remove(record: &Record) -> bool {
-    let removed = |result: Result<(), RemovePortError>| match result {
-        Ok(()) | Err(RemovePortError::NoSuchPortMapping) => Some(true),
-        Err(RemovePortError::RequestError(RequestError::IoError(_))) => None,
-        Err(_) => Some(false),
-    };
-    let Some(first) = igd(record) else { return false };
-    if let Some(done) = removed(first.remove_port(PortMappingProtocol::UDP, record.external_port).await) {
-        return done;
+    if let Some(gone) = remove_at(record).await {
+        return gone;
     }
     let router = Gateway { address: record.gateway, source: record.source, interface: 0 };
     let Some(device) = find(router).await else { return false };
     let mut moved = record.clone();
     moved.control = Some(device.control);
-    let Some(second) = igd(&moved) else { return false };
-    removed(second.remove_port(PortMappingProtocol::UDP, record.external_port).await) == Some(true)
+    remove_at(&moved).await == Some(true)
+}
+
+/// `None`: nobody answers there.
+async fn remove_at(record: &Record) -> Option<bool> {
+    let Some(igd) = igd(record) else { return Some(false) };
+    // The request to delete names the external port alone, and by now that may be another host's.
+    match is_ours(&igd, record).await {
+        Ok(true) => {}
+        Ok(false) => return Some(true),
+        Err(RequestError::IoError(_)) => return None,
+        Err(_) => return Some(false),
+    }
+    match igd.remove_port(PortMappingProtocol::UDP, record.external_port).await {
+        Ok(()) | Err(RemovePortError::NoSuchPortMapping) => Some(true),
+        Err(RemovePortError::RequestError(RequestError::IoError(_))) => None,
+        Err(_) => Some(false),
+    }
+}
+
+/// Whether the external port leads to us (GetSpecificPortMappingEntry, section 2.4.15; igd-next lacks it).
+async fn is_ours(igd: &Igd<Bounded>, record: &Record) -> Result<bool, RequestError> {
+    let action = "\"urn:schemas-upnp-org:service:WANIPConnection:1#GetSpecificPortMappingEntry\"";
+    let body = format!(
+        "<?xml version=\"1.0\"?>\n<s:Envelope s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\" \
+         xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\"><s:Body>\
+         <u:GetSpecificPortMappingEntry xmlns:u=\"urn:schemas-upnp-org:service:WANIPConnection:1\">\
+         <NewRemoteHost></NewRemoteHost><NewExternalPort>{}</NewExternalPort><NewProtocol>UDP</NewProtocol>\
+         </u:GetSpecificPortMappingEntry></s:Body></s:Envelope>",
+        record.external_port
+    );
+    let answer = Bounded::send_async(&igd.to_string(), action, &body).await?;
+    Ok(tag(&answer, "NewInternalClient").is_some_and(|client| client.parse() == Ok(record.source))
+        && tag(&answer, "NewInternalPort").is_some_and(|port| port.parse() == Ok(record.local_port)))
 }
 
 /// igd-next's view of the router. The arguments and their order are the standard's (WANIPConnection:1, sections 2.4.16 and
@@ -232,9 +258,12 @@ fn control_of(description: &str, location: SocketAddr) -> Option<Control> {
     })
 }
 
+/// What stands between `<NAME …>` and `</NAME>`, the first time.
 fn tag<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let rest = text.split_once(&format!("<{name}>"))?.1;
-    Some(rest.split_once(&format!("</{name}>"))?.0.trim())
+    let (_, rest) = text.split_once(&format!("<{name}"))?;
+    let (attributes, rest) = rest.split_once('>')?;
+    let whole = attributes.is_empty() || attributes.starts_with(|first: char| first.is_ascii_whitespace());
+    Some(rest.split_once(&format!("</{name}>"))?.0.trim()).filter(|_| whole)
 }
 
 /// A port that needs no privilege; 718 told that the equal one is taken, so any is as good as another.
@@ -289,5 +318,131 @@ mod tests {
         assert_eq!(header(text, "location"), Some("http://192.0.2.1:5000/d.xml"));
         assert_eq!(header(text, "bootid.upnp.org"), Some("7"));
         assert_eq!(header(text, "st"), None);
+    }
+
+    /// A router on the loopback that answers each request by `answer(SOAP action, body)`; its record.
+    async fn router(answer: impl Fn(&str, &str) -> String + Send + 'static) -> Record {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let port = listener.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = vec![0; 8192];
+                let mut len = 0;
+                while !String::from_utf8_lossy(&request[..len]).trim_end().ends_with("Envelope>") {
+                    len += stream.read(&mut request[len..]).await.expect("reads");
+                }
+                let text = String::from_utf8_lossy(&request[..len]).into_owned();
+                let action = header(&text, "soapaction").and_then(|value| value.split('#').nth(1)).expect("an action");
+                let body = answer(action.trim_end_matches('"'), &text);
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all((head + &body).as_bytes()).await.expect("writes");
+            }
+        });
+        let local = Ipv4Addr::LOCALHOST;
+        let router = Gateway { address: local, source: local, interface: 1 };
+        let mut record = Record::new(super::super::Protocol::Upnp, router, 4275, Duration::from_secs(60));
+        record.control = Some(Control { port, path: "/ctl".to_owned() });
+        record
+    }
+
+    fn soap(inner: &str) -> String {
+        format!("<s:Envelope xmlns:s=\"s\"><s:Body>{inner}</s:Body></s:Envelope>")
+    }
+
+    fn fault(code: u16) -> String {
+        soap(&format!(
+            "<s:Fault><detail><UPnPError><errorCode>{code}</errorCode><errorDescription>no</errorDescription>\
+             </UPnPError></detail></s:Fault>"
+        ))
+    }
+
+    fn external(address: &str) -> String {
+        soap(&format!(
+            "<u:GetExternalIPAddressResponse xmlns:u=\"u\"><NewExternalIPAddress>{address}</NewExternalIPAddress>\
+             </u:GetExternalIPAddressResponse>"
+        ))
+    }
+
+    fn done(action: &str) -> String {
+        soap(&format!("<u:{action}Response xmlns:u=\"u\"></u:{action}Response>"))
+    }
+
+    #[tokio::test]
+    async fn a_router_that_knows_no_leases_maps_for_ever() {
+        for code in [725, 402, 501] {
+            let mut record = router(move |action, body| match action {
+                "GetExternalIPAddress" => external("100.64.0.9"),
+                _ if body.contains("<NewLeaseDuration>0<") => done(action),
+                _ => fault(code),
+            })
+            .await;
+            let grant = map(&mut record, Duration::from_secs(60), true).await.expect("maps");
+            assert_eq!(grant.external.to_string(), "100.64.0.9:4275", "a carrier's address is told as it is");
+            assert!(record.permanent, "{code}");
+            assert!(!record.has_expired());
+            assert!(map(&mut record, Duration::from_secs(60), false).await.is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hostile_router_maps_nothing_and_harms_nothing() {
+        let deep = format!("{}{}", "<a>".repeat(20_000), "</a>".repeat(20_000));
+        let bomb = "<!DOCTYPE a [<!ENTITY b \"bbbbbbbb\">]><a>&b;</a>".to_owned();
+        for bad in [external("0.0.0.0"), external("224.0.0.1"), external("::1"), deep, bomb, String::new(), fault(606)]
+        {
+            let mut record = router(move |_, _| bad.clone()).await;
+            assert!(map(&mut record, Duration::from_secs(60), true).await.is_none());
+            remove(&record).await;
+        }
+        let nested = soap(&"<a>".repeat(60)) + &"</a>".repeat(60);
+        let mut record = router(move |_, _| nested.clone()).await;
+        assert!(map(&mut record, Duration::from_secs(60), true).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn taken_ports_are_tried_a_few_times_and_no_more() {
+        let tried = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = tried.clone();
+        let mut record = router(move |action, _| {
+            if action == "GetExternalIPAddress" {
+                return external("203.0.113.9");
+            }
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            fault(718)
+        })
+        .await;
+        assert!(map(&mut record, Duration::from_secs(60), true).await.is_none());
+        assert_eq!(tried.load(std::sync::atomic::Ordering::Relaxed), 1 + OTHER_PORTS);
+    }
+
+    #[tokio::test]
+    async fn another_hosts_mapping_is_not_removed() {
+        for (client, ours) in [("127.0.0.1", true), ("127.0.0.2", false)] {
+            let deleted = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let note = deleted.clone();
+            let record = router(move |action, _| {
+                if action == "DeletePortMapping" {
+                    note.store(true, std::sync::atomic::Ordering::Relaxed);
+                    return done(action);
+                }
+                soap(&format!(
+                    "<u:R xmlns:u=\"u\"><NewInternalPort>4275</NewInternalPort>\
+                     <NewInternalClient dt=\"string\">{client}</NewInternalClient></u:R>"
+                ))
+            })
+            .await;
+            assert!(remove(&record).await);
+            assert_eq!(deleted.load(std::sync::atomic::Ordering::Relaxed), ours);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_points_away_from_the_router_is_not_followed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let away = format!("http://{}/d.xml", listener.local_addr().expect("bound"));
+        assert!(describe(Ipv4Addr::new(192, 0, 2, 1), &away).await.is_none());
+        let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(accepted.is_err(), "nobody was asked");
     }
 }

@@ -274,3 +274,27 @@ async fn the_gateway_is_the_best_default_routes_and_a_neighbour() {
     run("ip route add default via 10.9.9.9 dev lan onlink metric 5");
     assert_eq!(gateway().await.expect("asks"), None, "a router that is not beside us is not asked");
 }
+
+/// Runs itself again as nobody.
+#[tokio::test]
+async fn without_the_permission_the_user_is_told_what_to_do() {
+    const AGAIN: &str = "P2PTUND_TEST_AS_NOBODY";
+    if std::env::var_os(AGAIN).is_some() {
+        let error = Tun::create("p2ptest", 1420).err().expect("nobody may not");
+        assert!(matches!(error, TunError::NoPermission | TunError::NoDevice), "{error:?}");
+        assert!(own_addresses("p2ptest").await.is_ok(), "netcheck needs no root");
+        crate::io::udp::Sockets::bind(0).expect("sockets need no root");
+        return;
+    }
+    let test = std::env::current_exe().expect("this test");
+    let status = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
+        .arg(&test)
+        .args(["--exact", "io::tun::tests::without_the_permission_the_user_is_told_what_to_do"])
+        .env(AGAIN, "1")
+        .status();
+    match status {
+        Ok(status) if status.code() == Some(0) || status.code() == Some(101) => assert!(status.success()),
+        other => eprintln!("SKIPPED: this test needs root and setpriv, and nobody must reach {test:?}: {other:?}"),
+    }
+}
