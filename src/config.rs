@@ -125,6 +125,11 @@ pub struct ServerConfig {
     pub notes: Vec<Fault>,
 }
 
+/// Checks the name of an interface as the config does; an error is one sentence or two.
+pub fn interface_name(text: &str) -> Result<String, String> {
+    value::interface_name(text).map_err(|wrong| format!("{}. {}", wrong.what, wrong.remedy))
+}
+
 /// What `netcheck` needs of a member's config: nothing that takes a key.
 #[derive(Clone, Debug)]
 pub struct Lookout {
@@ -137,6 +142,15 @@ impl Mesh {
     /// Reads and checks a member's config and the key files that it names.
     pub fn load(path: &Path) -> Result<Mesh, Rejected> {
         load(path, member::read, |mesh, notes| mesh.notes = notes)
+    }
+
+    /// As [`Mesh::load`], with another name for the interface where one is given.
+    pub fn load_as(path: &Path, interface: Option<&str>) -> Result<Mesh, Rejected> {
+        let mut mesh = Self::load(path)?;
+        if let Some(interface) = interface {
+            mesh.interface = interface.to_owned();
+        }
+        Ok(mesh)
     }
 
     /// What the core acts on, with the port that the main sockets are really bound to.

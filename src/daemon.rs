@@ -88,18 +88,18 @@ struct Held {
 impl Held {
     /// The stop, in order. What can't be taken away is said and does not keep the rest.
     async fn give_back(&mut self, driver: Option<Driver>) {
-        if let Some(mapper) = self.mapper.take() {
-            if tokio::time::timeout(UNMAP_WAIT, mapper.stop()).await.is_err() {
-                debug!("the router did not answer; its mapping ends by itself");
-            }
+        if let Some(mapper) = self.mapper.take()
+            && tokio::time::timeout(UNMAP_WAIT, mapper.stop()).await.is_err()
+        {
+            debug!("the router did not answer; its mapping ends by itself");
         }
         if let Some(servers) = self.servers.take() {
             servers.abort();
         }
-        if let Some(keeper) = self.keeper.take() {
-            if let Err(error) = keeper.stop().await {
-                warn!(%error, "not all rules could be removed");
-            }
+        if let Some(keeper) = self.keeper.take()
+            && let Err(error) = keeper.stop().await
+        {
+            warn!(%error, "not all rules could be removed");
         }
         // With it goes the TUN device, and its addresses and routes with that.
         drop(driver);
@@ -138,8 +138,14 @@ impl Daemon {
             let _ = links.remove().await;
             return Err(error.into());
         }
-        let mapper = Mapper::start(&mesh.port_mapping, port, control_path.with_file_name(format!("{}.portmap", mesh.interface)), sender.clone());
-        let keeper = Keeper::start(links, mesh.interface.clone(), monitor, layout(&mesh), sender.clone(), mapper.refresher());
+        let mapper = Mapper::start(
+            &mesh.port_mapping,
+            port,
+            control_path.with_file_name(format!("{}.portmap", mesh.interface)),
+            sender.clone(),
+        );
+        let keeper =
+            Keeper::start(links, mesh.interface.clone(), monitor, layout(&mesh), sender.clone(), mapper.refresher());
         held.keeper = Some(keeper);
         held.mapper = Some(mapper);
         held.servers = serve(&mesh.serve)?;
@@ -186,16 +192,19 @@ impl Daemon {
         if changes.serve {
             replace_servers(held, &new.serve, &self.mesh.serve).await.map_err(|error| format!("{error:#}"))?;
         }
-        if let Some(keeper) = held.keeper.as_ref().filter(|_| changes.links) {
-            if let Err(error) = keeper.apply(layout(&new)).await {
-                let _ = keeper.apply(layout(&self.mesh)).await;
-                if changes.serve {
-                    let _ = replace_servers(held, &self.mesh.serve, &new.serve).await;
-                }
-                return Err(error.to_string());
+        if changes.links
+            && let Some(keeper) = &held.keeper
+            && let Err(error) = keeper.apply(layout(&new)).await
+        {
+            let _ = keeper.apply(layout(&self.mesh)).await;
+            if changes.serve {
+                let _ = replace_servers(held, &self.mesh.serve, &new.serve).await;
             }
+            return Err(error.to_string());
         }
-        if let Some(mapper) = held.mapper.as_ref().filter(|_| changes.port_mapping) {
+        if changes.port_mapping
+            && let Some(mapper) = &held.mapper
+        {
             mapper.enable(&new.port_mapping).await;
         }
         self.driver.handle_config(new.core(self.port)).await;
@@ -217,11 +226,7 @@ fn listen(mut server: control::Server, inputs: mpsc::Sender<Input>) -> JoinHandl
 }
 
 fn layout(mesh: &Mesh) -> Layout {
-    Layout {
-        mtu: mesh.mtu,
-        addresses: mesh.addresses.clone(),
-        routes: reload::routes(mesh).into_iter().collect(),
-    }
+    Layout { mtu: mesh.mtu, addresses: mesh.addresses.clone(), routes: reload::routes(mesh).into_iter().collect() }
 }
 
 /// The servers of `[serve]` as a task; `None` where there are none.
@@ -230,6 +235,9 @@ fn serve(config: &Serve) -> Result<Option<JoinHandle<()>>> {
         return Ok(None);
     }
     let mut servers = Servers::bind(config)?;
+    if let Some(rendezvous) = &config.rendezvous {
+        info!(public_key = %rendezvous.private_key.public(), "members need this rendezvous server's public key");
+    }
     Ok(Some(tokio::spawn(async move { match servers.run().await {} })))
 }
 

@@ -33,8 +33,8 @@ use crate::io::tun::Tun;
 use crate::io::udp::{Datagram, RecvBatch, Sockets};
 use crate::io::{clock, resolve};
 use crate::proto::config::Config;
-use crate::proto::packet::{HEADROOM, TAILROOM};
 use crate::proto::node::{MappedPort, Node, Route};
+use crate::proto::packet::{HEADROOM, TAILROOM};
 use crate::proto::{Action, Event, Instant, Packet, Transmit};
 
 use journal::Journal;

@@ -76,7 +76,7 @@ struct Supervision {
 }
 
 impl Servers {
-    /// Binds every listener and says, at INFO, what listens where and by which key. To be called within a tokio runtime.
+    /// Binds every listener and says, at INFO, what listens where. To be called within a tokio runtime.
     ///
     /// # Errors
     /// One sentence that names the address and the remedy.
@@ -98,7 +98,6 @@ impl Servers {
             }
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| anyhow!("the system has no randomness: {error}"))?;
-            info!(public_key = %config.private_key.public(), "rendezvous server's public key");
             rendezvous = Some(rendezvous::server::Server::new(
                 config.private_key.clone(),
                 config.allow.clone(),

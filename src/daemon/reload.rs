@@ -153,7 +153,8 @@ allowed_ips = ["10.77.0.2/32", "192.168.20.0/24"]
 
     #[test]
     fn a_new_peer_is_new_routes_too() {
-        let peer = format!("\n[[peer]]\nname = \"paris\"\npublic_key = \"{PARIS}\"\nallowed_ips = [\"10.77.0.3/32\"]\n");
+        let peer =
+            format!("\n[[peer]]\nname = \"paris\"\npublic_key = \"{PARIS}\"\nallowed_ips = [\"10.77.0.3/32\"]\n");
         let new = changes(&mesh(&text()), &mesh(&(text() + &peer))).expect("taken");
         assert_eq!(new, Changes { links: true, summary: "1 peer added".into(), ..Changes::default() });
     }

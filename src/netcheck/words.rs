@@ -82,14 +82,18 @@ fn filtering_words(nat: &Nat) -> &'static str {
         Behaviour::AddressAndPortDependent => {
             "address-and-port-dependent (port-restricted): only an address and port that were sent to get through"
         }
-        Behaviour::Unknown => "unknown: only servers of p2ptund's own can be asked to answer from another port or address",
+        Behaviour::Unknown => {
+            "unknown: only servers of p2ptund's own can be asked to answer from another port or address"
+        }
     }
 }
 
 fn allocation_words(nat: &Nat) -> String {
     let mut words = match (nat.allocation, nat.delta) {
         (Allocation::Preserving, _) => "preserving: the public port is the local one".to_owned(),
-        (Allocation::Sequential, Some(step)) => format!("sequential: each new mapping's port is {step:+} from the last"),
+        (Allocation::Sequential, Some(step)) => {
+            format!("sequential: each new mapping's port is {step:+} from the last")
+        }
         (Allocation::Sequential, None) => "sequential".to_owned(),
         (Allocation::Random, _) => "random: one port says nothing about the next".to_owned(),
         (Allocation::Unknown, _) => "unknown".to_owned(),
@@ -161,7 +165,10 @@ mod tests {
         assert_eq!(lines[0], "Public address: 203.0.113.101:30001");
         assert!(lines[1].starts_with("Mapping:        address-and-port-dependent (symmetric)"), "{text}");
         assert_eq!(lines[2].trim(), "198.51.100.7:4270 from local port 4275: saw 203.0.113.101:30001 after 12.3 ms");
-        assert!(lines[3].contains("is +2 from the last; other users of the NAT take about 12.0 ports a second"), "{text}");
+        assert!(
+            lines[3].contains("is +2 from the last; other users of the NAT take about 12.0 ports a second"),
+            "{text}"
+        );
         assert!(lines[4].starts_with("Filtering:      address-and-port-dependent"), "{text}");
         assert_eq!(lines[5].trim(), "198.51.100.7:4271 from local port 4275 (an answer from another port): no answer");
         assert_eq!(lines[6], "Port mapping:   no router answered");
