@@ -121,10 +121,10 @@ mod tests {
     #[test]
     fn the_flag_goes_before_the_environment_and_dependencies_are_quiet() {
         let shown = |level, rust_log| filter(level, rust_log).expect("a filter").to_string();
-        assert_eq!(shown(None, None), "p2ptund=info,warn");
-        assert_eq!(shown(Some(Level::Debug), Some("trace")), "p2ptund=debug,warn");
+        assert_eq!(shown(None, None), "netlink_packet_route=error,p2ptund=info,warn");
+        assert_eq!(shown(Some(Level::Debug), Some("trace")), "netlink_packet_route=error,p2ptund=debug,warn");
         assert_eq!(shown(None, Some("p2ptund::proto=trace")), "p2ptund::proto=trace");
-        assert_eq!(shown(None, Some(" ")), "p2ptund=info,warn");
+        assert_eq!(shown(None, Some(" ")), "netlink_packet_route=error,p2ptund=info,warn");
         assert!(filter(None, Some("a=b=c")).is_err());
     }
 
