@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
@@ -97,6 +98,9 @@ enum Command {
         /// How often; 0 is until interrupted
         #[arg(short, long, value_name = "N", default_value_t = 4)]
         count: u32,
+        /// How long to wait for each reply, in seconds (default: 15 for the first, which may have to find a path, then 2)
+        #[arg(short = 'W', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
+        wait: Option<u64>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -105,7 +109,7 @@ enum Command {
     },
     /// Show what the NATs in front of this machine do, without a TUN device and without root
     Netcheck {
-        /// The config of this member; only [discovery] is used, and no key file is opened
+        /// The config of this member; only its discovery table is used, and no key file is opened
         #[arg(default_value = config::DEFAULT_MEMBER)]
         config: PathBuf,
         /// Print JSON
@@ -202,7 +206,10 @@ impl Cli {
                 print(&format!("{}\n", crate::status::plain(&changed)))?;
             }
             Command::Status { json, watch, mesh } => block_on(status::run(&mesh, json, watch))??,
-            Command::Ping { peer, count, json, mesh } => return block_on(ping::run(&mesh, &peer, count, json))?,
+            Command::Ping { peer, count, wait, json, mesh } => {
+                let wait = wait.map(Duration::from_secs);
+                return block_on(ping::run(&mesh, &peer, count, wait, json))?;
+            }
             Command::Netcheck { config, json } => {
                 log.init()?;
                 let found = block_on(netcheck::run(Lookout::load(&config)?))??;

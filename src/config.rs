@@ -1,6 +1,6 @@
 //! The config of a mesh member and of a server: TOML in, checked types out, or every fault at once.
 //!
-//! A file is parsed into a tree that knows where in the text each piece stands. [`member`] and [`server`] walk that tree once;
+//! A file is parsed into a tree that knows where in the text each piece stands. `member` and `server` walk that tree once;
 //! they add to a log whatever is wrong and go on with the rest. A value that comes out can't be wrong by itself, so nothing
 //! behind this module checks again. Paths in a config are relative to the config file.
 

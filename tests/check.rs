@@ -134,3 +134,20 @@ fn faults_are_printed_one_a_line_and_the_status_is_1() {
         assert!(stderr.starts_with(path), "{stderr}");
     }
 }
+
+/// The mode of a credential shows the access list by which systemd lets the service's user read it.
+#[test]
+fn a_key_that_systemd_hands_over_may_show_a_group_mode() {
+    let text = "[rendezvous]\nlisten = [\"198.51.100.7\"]\nprivate_key_file = \"server.key\"\n";
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = copy_with_keys(Path::new("server.toml"), text, dir.path());
+    fs::set_permissions(dir.path().join("server.key"), fs::Permissions::from_mode(0o440)).expect("mode");
+    let check = |credentials: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_p2ptund"));
+        command.arg("check").arg(&config).env("CREDENTIALS_DIRECTORY", credentials);
+        command.output().expect("the binary runs").status.code()
+    };
+    assert_eq!(check(dir.path()), Some(0));
+    assert_eq!(check(Path::new("/nowhere")), Some(1));
+    assert_eq!(check(Path::new("")), Some(1));
+}

@@ -7,6 +7,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -19,6 +20,8 @@ use crate::logging::{Format, file_beside};
 
 const JOURNAL: &str = "/run/systemd/journal/socket";
 const UP: &str = "up";
+/// Addresses of peers stand in it.
+const LOG_MODE: u32 = 0o640;
 /// Before the sentence that says why it failed.
 const FAILED: &str = "failed: ";
 /// A daemon that refuses a config names all its faults.
@@ -69,9 +72,10 @@ pub(super) fn report_end(result: anyhow::Result<()>) -> anyhow::Result<ExitCode>
         Some(rejected) => rejected.to_string(),
         None => format!("{error:#}"),
     };
-    tracing::error!("{sentence}");
-    // Once the interface was up nobody listens any more.
-    let _ = print(&format!("{FAILED}{sentence}\n"));
+    if print(&format!("{FAILED}{sentence}\n")).is_err() {
+        // The interface was up, and the parent is gone.
+        tracing::error!("{sentence}");
+    }
     Ok(ExitCode::FAILURE)
 }
 
@@ -94,7 +98,7 @@ fn set_log(command: &mut Command, control: &Path, log: &LogArgs) -> anyhow::Resu
     if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         fs::create_dir_all(dir).with_context(|| format!("{} can't be made", dir.display()))?;
     }
-    let file = OpenOptions::new().create(true).append(true).open(&path);
+    let file = OpenOptions::new().create(true).append(true).mode(LOG_MODE).open(&path);
     let file = file.with_context(|| format!("the log file {} can't be written", path.display()))?;
     command.arg("--log-file").arg(&path).stderr(file);
     Ok(path.display().to_string())

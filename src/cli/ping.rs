@@ -47,11 +47,17 @@ struct Run<'a> {
     path: Option<Peer>,
 }
 
-pub(super) async fn run(mesh: &MeshArgs, name: &str, count: u32, as_json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    mesh: &MeshArgs,
+    name: &str,
+    count: u32,
+    wait: Option<Duration>,
+    as_json: bool,
+) -> anyhow::Result<ExitCode> {
     let mut client = mesh.connect().await?;
     let mut run = Run { name, quiet: as_json, sent: 0, replies: Vec::new(), path: None };
     tokio::select! {
-        ended = run.pings(&mut client, count) => ended?,
+        ended = run.pings(&mut client, count, wait) => ended?,
         // Interrupted: the summary is what the user wants to see then.
         _ = tokio::signal::ctrl_c() => {}
     }
@@ -61,14 +67,14 @@ pub(super) async fn run(mesh: &MeshArgs, name: &str, count: u32, as_json: bool) 
 }
 
 impl Run<'_> {
-    async fn pings(&mut self, client: &mut Client, count: u32) -> anyhow::Result<()> {
+    async fn pings(&mut self, client: &mut Client, count: u32, wait: Option<Duration>) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while count == 0 || self.sent < u64::from(count) {
             tick.tick().await;
             self.sent += 1;
-            let wait = if self.replies.is_empty() { FIRST_WAIT } else { WAIT };
-            let rtt = client.ping(self.name, wait).await?;
+            let usual = if self.sent == 1 { FIRST_WAIT } else { WAIT };
+            let rtt = client.ping(self.name, wait.unwrap_or(usual)).await?;
             self.path = find(client.status().await?, self.name);
             let endpoint = self.path.as_ref().and_then(|peer| peer.endpoint);
             let endpoint = endpoint.map(|endpoint| endpoint.to_string());

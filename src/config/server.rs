@@ -73,11 +73,12 @@ fn rendezvous(source: &Source, table: &Section<'_, '_>, taken: &mut Taken, log: 
         }
         let mut seen = BTreeMap::new();
         for text in keys {
-            if let Some(key) = log.take(text.at, "allow", value::public_key(text.value, "`p2ptund pubkey`")) {
-                if let Some(earlier) = seen.insert(key.value, key.at) {
-                    let what = format!("`allow` has the same key twice, first in line {}", log.line(earlier));
-                    log.fault(key.at, what, "Remove one of both.");
-                }
+            let key = log.take(text.at, "allow", value::public_key(text.value, "`p2ptund pubkey`"));
+            if let Some(key) = key
+                && let Some(earlier) = seen.insert(key.value, key.at)
+            {
+                let what = format!("`allow` has the same key twice, first in line {}", log.line(earlier));
+                log.fault(key.at, what, "Remove one of both.");
             }
         }
         seen.into_keys().collect()
