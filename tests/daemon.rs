@@ -338,6 +338,40 @@ fn a_reload_applies_the_difference_or_nothing() {
     assert_eq!(daemon.end().0.code(), Some(0));
 }
 
+#[test]
+fn a_member_carries_servers_and_a_reload_moves_only_those_that_changed() {
+    let Some(site) = Site::new() else { return };
+    let listens = |port: u16| {
+        let output = Command::new("ip").args(["netns", "exec", &site.name, "ss", "-Hlun"]).output().expect("ss runs");
+        String::from_utf8_lossy(&output.stdout).contains(&format!("127.0.0.1:{port} "))
+    };
+    let serve = format!(
+        "\n[serve.discovery]\nlisten = [\"127.0.0.1\"]\n\n[serve.rendezvous]\nlisten = [\"127.0.0.1:4274\"]\n\
+         private_key = \"{OTHER}\"\n"
+    );
+    site.write(&(config() + &serve));
+    let daemon = site.up();
+    eventually("up", || site.is_up());
+    assert!((4270..=4274).all(listens), "all series' ports and the rendezvous server's");
+
+    // What can't be had leaves the old ones in place.
+    site.write(&(config() + &serve.replace("127.0.0.1\"", "192.0.2.99\"")));
+    let output = site.run(&["reload"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("192.0.2.99:4270") && said.contains("no such address"), "{said}");
+    assert!((4270..=4274).all(listens));
+
+    site.write(&(config() + &serve.replace("127.0.0.1\"", "127.0.0.1:5000\"")));
+    assert!(site.run(&["reload"]).status.success());
+    assert!(listens(5000) && listens(4274) && !listens(4270));
+    site.write(&config());
+    assert!(site.run(&["reload"]).status.success());
+    assert!(!listens(5000) && !listens(4274));
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0.code(), Some(0));
+}
+
 /// What a supervisor hears; see sd_notify(3).
 struct Supervisor(UnixDatagram);
 

@@ -1,6 +1,6 @@
 //! What the log and `systemctl status` say of what the core did: events as they come, dropped packets once a minute.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tracing::{debug, info};
@@ -17,6 +17,8 @@ const DROPS_EVERY: Duration = Duration::from_secs(60);
 pub struct Journal {
     /// Names of the peers to which payload can flow.
     connected: BTreeSet<String>,
+    /// Why the last call to a peer failed, as it was told: a peer that is off for days is one line, not one a try.
+    failed: BTreeMap<String, String>,
     /// How many peers there are.
     peers: usize,
     told: Drops,
@@ -25,7 +27,13 @@ pub struct Journal {
 
 impl Journal {
     pub fn new(peers: usize, now: Instant) -> Self {
-        Self { connected: BTreeSet::new(), peers, told: Drops::default(), drops_next: now + DROPS_EVERY }
+        Self {
+            connected: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            peers,
+            told: Drops::default(),
+            drops_next: now + DROPS_EVERY,
+        }
     }
 
     /// Writes `event` to the log, and to systemd where it changes the status line.
@@ -39,6 +47,7 @@ impl Journal {
                 // The peer's address is for those who debug (style: no addresses above DEBUG).
                 info!(%peer, ?method, after_ms = millis(*after), "connected");
                 debug!(%peer, %endpoint, "path");
+                self.failed.remove(peer);
                 self.connected.insert(peer.clone());
                 self.tell_status();
             }
@@ -47,7 +56,8 @@ impl Journal {
                 self.connected.remove(peer);
                 self.tell_status();
             }
-            Event::CallFailed { peer, why } => info!(%peer, %why, "call failed"),
+            Event::CallFailed { peer, why } if self.is_news(peer, why) => info!(%peer, %why, "call failed"),
+            Event::CallFailed { peer, why } => debug!(%peer, %why, "call failed again"),
             Event::Pong { token, rtt } => debug!(token, rtt_us = rtt.as_micros(), "pong"),
         }
     }
@@ -57,6 +67,7 @@ impl Journal {
         let names: BTreeSet<&str> = names.collect();
         self.peers = names.len();
         self.connected.retain(|name| names.contains(name.as_str()));
+        self.failed.retain(|name, _| names.contains(name.as_str()));
         self.tell_status();
     }
 
@@ -70,6 +81,10 @@ impl Journal {
     /// One line for `systemctl status`.
     pub fn status(&self) -> String {
         format!("{} of {} peers connected", self.connected.len(), self.peers)
+    }
+
+    fn is_news(&mut self, peer: &str, why: &str) -> bool {
+        self.failed.insert(peer.to_owned(), why.to_owned()).as_deref() != Some(why)
     }
 
     fn tell_status(&self) {
@@ -121,6 +136,18 @@ mod tests {
         assert_eq!(journal.status(), "1 of 3 peers connected");
         journal.handle_peers(["rome", "paris"].into_iter());
         assert_eq!(journal.status(), "0 of 2 peers connected");
+    }
+
+    #[test]
+    fn a_call_that_fails_the_same_way_again_is_no_news_until_the_peer_was_there() {
+        let mut journal = Journal::new(1, Instant::default());
+        assert!(journal.is_news("berlin", "it is off"));
+        assert!(!journal.is_news("berlin", "it is off"));
+        assert!(journal.is_news("berlin", "it refuses"));
+        journal.handle_event(&connected("berlin"));
+        assert!(journal.is_news("berlin", "it refuses"));
+        journal.handle_peers(["paris"].into_iter());
+        assert!(journal.is_news("berlin", "it refuses"));
     }
 
     #[test]
