@@ -99,6 +99,8 @@ pub struct Punch {
     row: Vec<SocketId>,
     candidate_volley: usize,
     fired: Vec<Fired>,
+    /// Mappings that its shots made at our NAT and nobody asked about yet.
+    mappings: usize,
     sockets_opened: u32,
     stopped: bool,
 }
@@ -128,6 +130,7 @@ impl Punch {
             row: Vec::new(),
             candidate_volley: 0,
             fired: Vec::new(),
+            mappings: 0,
             sockets_opened: 0,
             stopped: false,
         }
@@ -158,6 +161,16 @@ impl Punch {
         self.fired.len() as u64
     }
 
+    /// How many mappings its shots made since it was asked last.
+    pub fn take_mappings(&mut self) -> usize {
+        std::mem::take(&mut self.mappings)
+    }
+
+    /// What it used up of the call's probes.
+    pub fn probes_used(&self) -> u32 {
+        u32::try_from(self.fired.len()).unwrap_or(u32::MAX)
+    }
+
     /// From how many sockets it sent.
     pub fn sockets_used(&self) -> u32 {
         let used: std::collections::BTreeSet<_> = self.fired.iter().map(|fired| fired.socket).collect();
@@ -165,11 +178,13 @@ impl Punch {
     }
 
     pub fn has_expired(&self, now: Instant) -> bool {
-        !self.stopped && now >= self.deadline()
+        now >= self.deadline()
     }
 
+    /// When the last round has had its time, or the call has.
     fn deadline(&self) -> Instant {
-        self.opened + self.setup.limits.timeout
+        let rounds = self.round_start(self.setup.rounds.len()) + self.round_length();
+        rounds.min(self.opened + self.setup.limits.timeout)
     }
 
     /// The shot with that token: from which socket, to where, when.
@@ -178,7 +193,7 @@ impl Punch {
         Some((fired.socket, fired.to, fired.at))
     }
 
-    /// No more shots: there is a path. Sockets stay open until [`Punch::close`].
+    /// No more shots: something was heard. Sockets stay open until [`Punch::close`], for the caller may choose any of them.
     pub fn stop(&mut self) {
         self.stopped = true;
     }
@@ -193,7 +208,7 @@ impl Punch {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.stopped {
-            return None;
+            return Some(self.deadline());
         }
         let candidates = CANDIDATE_AT.get(self.candidate_volley).filter(|_| !self.setup.candidates.is_empty());
         let candidates = candidates.map(|at| self.candidates_start() + Duration::from_millis(*at));
@@ -304,6 +319,7 @@ impl Punch {
         };
         if self.volley == 0 && self.scattered == 0 {
             self.aim(side, ids, rng, steps);
+            self.mappings += self.shots.len();
         }
         if let Target::Scatter { shots, .. } = side.target {
             let part: Vec<_> = self.shots.iter().skip(self.scattered).take(SCATTER_SHOTS).copied().collect();
