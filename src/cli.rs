@@ -212,9 +212,8 @@ impl Cli {
             }
             Command::Netcheck { config, json } => {
                 log.init()?;
-                let nat = block_on(netcheck::run(Lookout::load(&config)?))??;
-                let style = Style::of_stdout();
-                print(&if json { crate::status::json(&nat, style)? } else { crate::status::nat(&nat, style) })?;
+                let found = block_on(netcheck::run(Lookout::load(&config)?))??;
+                print(&if json { crate::status::json(&found.nat, Style::of_stdout())? } else { found.to_string() })?;
             }
             Command::Check { config } => return check(&config),
             Command::Serve { config } => {
@@ -287,7 +286,11 @@ fn warn_of(notes: &[config::Fault]) {
 /// Runs a command that waits.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime.context("the system refuses what an event loop needs")?.block_on(future))
+    let runtime = runtime.context("the system refuses what an event loop needs")?;
+    let result = runtime.block_on(future);
+    // A name that the system's resolver still looks up must not hold up the end.
+    runtime.shutdown_background();
+    Ok(result)
 }
 
 /// Writes to standard output.

@@ -73,7 +73,8 @@ fn filter(level: Option<Level>, rust_log: Option<&str>) -> anyhow::Result<EnvFil
         (Some(Level::Trace), _) => "trace",
     };
     let others = if level == "error" { "error" } else { "warn" };
-    EnvFilter::try_new(format!("{others},p2ptund={level}")).context("a level is a filter")
+    // That crate warns of each attribute that a newer kernel has added, at every look at the links.
+    EnvFilter::try_new(format!("{others},netlink_packet_route=error,p2ptund={level}")).context("a level is a filter")
 }
 
 /// A log file that starts over instead of growing without end.
@@ -120,10 +121,10 @@ mod tests {
     #[test]
     fn the_flag_goes_before_the_environment_and_dependencies_are_quiet() {
         let shown = |level, rust_log| filter(level, rust_log).expect("a filter").to_string();
-        assert_eq!(shown(None, None), "p2ptund=info,warn");
-        assert_eq!(shown(Some(Level::Debug), Some("trace")), "p2ptund=debug,warn");
+        assert_eq!(shown(None, None), "netlink_packet_route=error,p2ptund=info,warn");
+        assert_eq!(shown(Some(Level::Debug), Some("trace")), "netlink_packet_route=error,p2ptund=debug,warn");
         assert_eq!(shown(None, Some("p2ptund::proto=trace")), "p2ptund::proto=trace");
-        assert_eq!(shown(None, Some(" ")), "p2ptund=info,warn");
+        assert_eq!(shown(None, Some(" ")), "netlink_packet_route=error,p2ptund=info,warn");
         assert!(filter(None, Some("a=b=c")).is_err());
     }
 

@@ -1,4 +1,4 @@
-//! What the core knows, for people: the text of `status` and `netcheck`, in the manner of `wg show`.
+//! What the core knows, for people: the text of `status`, in the manner of `wg show`.
 //!
 //! Names come from config files and sentences from the network's other end, so every text is stripped of what a terminal would
 //! act on.
@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::proto::snapshot::{
-    Allocation, Behaviour, Cipher, Method, Nat, Observation, Peer, PortMapping, Snapshot, State,
-};
+use crate::proto::snapshot::{Allocation, Behaviour, Cipher, Method, Nat, Peer, PortMapping, Snapshot, State};
 
 /// Whether to colour, and to break JSON into lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,21 +82,6 @@ pub fn text(snapshot: &Snapshot, now: SystemTime, style: Style) -> String {
     }
     for peer in &snapshot.peers {
         page.peer(peer, now);
-    }
-    page.out
-}
-
-/// The text of `p2ptund netcheck`.
-pub fn nat(nat: &Nat, style: Style) -> String {
-    let mut page = Page { out: String::new(), style };
-    page.line(&page.style.paint(Colour::Bold, "nat"));
-    page.nat(nat);
-    if !nat.observations.is_empty() {
-        page.line("");
-        page.line(&page.style.paint(Colour::Bold, "observations"));
-    }
-    for observation in &nat.observations {
-        page.observation(observation);
     }
     page.out
 }
@@ -199,13 +182,6 @@ impl Page {
             PortMapping::None => "none",
         };
         self.field("port mapping", mapping);
-    }
-
-    fn observation(&mut self, seen: &Observation) {
-        let rtt = seen.rtt_ms.map(|ms| format!(", {}", milliseconds(ms))).unwrap_or_default();
-        let answer = seen.public.map_or("no answer".to_owned(), |public| format!("seen as {public}{rtt}"));
-        let what = format!("{} from port {}", seen.server, seen.local_port);
-        self.field(&what, format!("{answer} ({})", seen.purpose));
     }
 
     fn peer(&mut self, peer: &Peer, now: SystemTime) {

@@ -38,6 +38,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
+mod connected;
 mod own;
 mod rules;
 
@@ -155,6 +156,10 @@ impl Links {
             note(named(&format!("adding the address {address}"), request.execute().await));
         }
 
+        for route in self.missing_networks(&wanted.addresses).await? {
+            note(named("adding the route to an address's own network", self.handle.route().add(route).execute().await));
+        }
+
         let routes = routes_for(wanted, rules::table_of(&self.name));
         let (missing, extra) = self.compare_routes(&routes).await?;
         for message in extra {
@@ -171,11 +176,14 @@ impl Links {
             .map(|(_, version)| version)
             .collect();
         match rules::set(&self.handle, &self.name, &families).await {
-            Ok(count) => changes += count,
+            Ok(count) => {
+                changes += count;
+                // Once, not at each look.
+                if count > 0 && families.contains(&IpVersion::V4) {
+                    rules::warn_of_strict_rp_filter();
+                }
+            }
             Err(error) => drop(first.get_or_insert(error)),
-        }
-        if families.contains(&IpVersion::V4) {
-            rules::warn_of_strict_rp_filter();
         }
         match first {
             None => Ok(changes),
