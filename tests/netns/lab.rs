@@ -141,6 +141,16 @@ impl Lab {
         })
     }
 
+    /// [`Lab::traces`], once the host's own IPv6 addresses have settled.
+    pub fn settled_traces(&self, host: &str) -> String {
+        let settled = within(Duration::from_secs(5), || {
+            let addresses = self.expect(host, "ip -6 -o addr show dev eth0");
+            addresses.contains("fe80") && !addresses.contains("tentative")
+        });
+        assert!(settled, "the host's own addresses do not settle");
+        self.traces(host)
+    }
+
     /// Everything in a host that a daemon might leave behind, as text to compare.
     pub fn traces(&self, host: &str) -> String {
         self.expect(
