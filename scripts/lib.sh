@@ -1,6 +1,9 @@
 # What the scripts have in common. Sourced, never run.
 # shellcheck shell=bash
 
+# Where Debian keeps nft and others, for callers who were not logged in as root.
+PATH="$PATH:/usr/sbin:/sbin"
+
 fail() {
     echo "${0##*/}: $*" >&2
     exit 1
@@ -21,7 +24,7 @@ as_root() {
 need_packages() {
     local pair missing=()
     for pair in "$@"; do
-        PATH="$PATH:/usr/sbin:/sbin" command -v "${pair#*=}" >/dev/null || missing+=("${pair%%=*}")
+        command -v "${pair#*=}" >/dev/null || missing+=("${pair%%=*}")
     done
     ((${#missing[@]})) || return 0
     command -v apt-get >/dev/null || fail "needs ${missing[*]}: install what your system calls them"

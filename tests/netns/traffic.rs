@@ -202,6 +202,28 @@ fn a_flood_of_hostile_datagrams_at_every_port_does_no_harm() {
     ping_both_ways(&lab, &left, &right, Duration::from_secs(45));
 }
 
+#[test]
+fn packets_that_come_twice_are_taken_once() {
+    needs_root!();
+    let lab = Lab::new("--left port-restricted --right port-restricted");
+    for (from, to, address) in [("left", "right", "203.0.113.102"), ("right", "left", "203.0.113.101")] {
+        lab.expect(
+            "inet",
+            &format!(
+                "nft 'table ip twice-{from} {{ chain before {{ type filter hook prerouting priority -300;
+                 iifname s-{from} ip daddr {address} dup to {address} device s-{to}; }} }}'"
+            ),
+        );
+    }
+    let (_servers, mut left, mut right) = pair(&lab);
+    left.start(&lab);
+    right.start(&lab);
+    ping_both_ways(&lab, &left, &right, LIMIT);
+    let pings = lab.expect("left", &format!("ping -n -c 10 -i 0.1 -W 2 {}", right.address4));
+    assert!(pings.contains(" 0% packet loss") && !pings.contains("DUP!"), "{pings}");
+    assert!(right.drops(&lab, "replayed") >= 10, "{:?}", right.status(&lab));
+}
+
 /// A process's resident memory, in kB.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
