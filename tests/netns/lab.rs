@@ -115,6 +115,12 @@ impl Lab {
         output
     }
 
+    /// Adds a table with one chain of rules (a rule a line) to a host or router: `hook` is nft's, as in `input priority 0`.
+    pub fn nft(&self, host: &str, table: &str, hook: &str, rules: &str) {
+        let chain = format!("chain rules {{\ntype filter hook {hook};\n{rules}\n}}");
+        self.expect(host, &format!("nft -f - <<'END'\ntable {table} {{\n{chain}\n}}\nEND"));
+    }
+
     /// Whether `address` answers pings from `host`: all of a few.
     pub fn pings(&self, host: &str, address: &str) -> bool {
         self.shell(host, &format!("ping -q -n -c 3 -i 0.1 -W 2 {address}")).1.contains(" 0% packet loss")

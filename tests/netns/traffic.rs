@@ -80,7 +80,13 @@ fn an_inner_packet_from_an_address_that_the_peer_has_not_is_dropped_and_counted(
         "right",
         &format!("ip addr add 10.99.9.9/32 dev {0}; ip addr add fd99::9/128 dev {0} nodad", right.interface),
     );
-    lab.expect("left", "nft 'table inet seen { chain input { type filter hook input priority 0; ip saddr 10.99.9.9 counter; ip6 saddr fd99::9 counter; } }'");
+    lab.nft(
+        "left",
+        "inet seen",
+        "input priority 0",
+        "ip saddr 10.99.9.9 counter
+ip6 saddr fd99::9 counter",
+    );
     let before = left.drops(&lab, "foreign_source");
     for (source, to) in [("10.99.9.9", &left.address4), ("fd99::9", &left.address6)] {
         let (answered, _) = lab.shell("right", &format!("ping -q -c 3 -i 0.1 -W 0.5 -I {source} {to}"));
@@ -110,7 +116,7 @@ fn nothing_but_keepalives_is_sent_when_nothing_is_said() {
     // A last packet's keepalive comes 10 s after it (WireGuard's KEEPALIVE_TIMEOUT); a search for a UPnP router ends, too.
     lab.idle(Duration::from_secs(20));
     for host in ["left", "right"] {
-        lab.expect(host, "nft 'table inet count { chain out { type filter hook output priority 0; oifname \"eth0\" meta l4proto udp counter; } }'");
+        lab.nft(host, "inet count", "output priority 0", "oifname eth0 meta l4proto udp counter");
     }
     lab.idle(Duration::from_secs(QUIET));
     // One peer, three servers, and one for a period that has begun at each of the two borders.
@@ -207,13 +213,8 @@ fn packets_that_come_twice_are_taken_once() {
     needs_root!();
     let lab = Lab::new("--left port-restricted --right port-restricted");
     for (from, to, address) in [("left", "right", "203.0.113.102"), ("right", "left", "203.0.113.101")] {
-        lab.expect(
-            "inet",
-            &format!(
-                "nft 'table ip twice-{from} {{ chain before {{ type filter hook prerouting priority -300;
-                 iifname s-{from} ip daddr {address} dup to {address} device s-{to}; }} }}'"
-            ),
-        );
+        let twice = format!("iifname s-{from} ip daddr {address} dup to {address} device s-{to}");
+        lab.nft("inet", &format!("ip twice-{from}"), "prerouting priority -300", &twice);
     }
     let (_servers, mut left, mut right) = pair(&lab);
     left.start(&lab);
