@@ -80,13 +80,7 @@ fn an_inner_packet_from_an_address_that_the_peer_has_not_is_dropped_and_counted(
         "right",
         &format!("ip addr add 10.99.9.9/32 dev {0}; ip addr add fd99::9/128 dev {0} nodad", right.interface),
     );
-    lab.nft(
-        "left",
-        "inet seen",
-        "input priority 0",
-        "ip saddr 10.99.9.9 counter
-ip6 saddr fd99::9 counter",
-    );
+    lab.nft("left", "inet seen", "input priority 0", "ip saddr 10.99.9.9 counter\nip6 saddr fd99::9 counter");
     let before = left.drops(&lab, "foreign_source");
     for (source, to) in [("10.99.9.9", &left.address4), ("fd99::9", &left.address6)] {
         let (answered, _) = lab.shell("right", &format!("ping -q -c 3 -i 0.1 -W 0.5 -I {source} {to}"));
