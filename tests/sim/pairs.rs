@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use crate::classes::Class;
 use crate::member::Usage;
-use crate::scene::{Scene, Terms};
+use crate::scene::Scene;
 use crate::table::{Row, Table};
+use crate::terms::Terms;
 use crate::world::START;
 
 /// Within this a ping must be answered, whatever the pair.

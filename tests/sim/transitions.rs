@@ -11,7 +11,8 @@ use p2ptund::proto::snapshot::{Method, PortMapping, State};
 use crate::classes::Class;
 use crate::dice::Dice;
 use crate::nat::{Allocation, Profile, Scope};
-use crate::scene::{Layout, RENDEZVOUS, Scene, Terms, virtual_address};
+use crate::scene::{RENDEZVOUS, Scene, virtual_address};
+use crate::terms::{Layout, Terms};
 
 const ONE_WAY: Duration = Duration::from_millis(20);
 /// By then a first connection stands.
