@@ -12,20 +12,31 @@
 
 pub mod action;
 pub mod allowed_ips;
+pub mod codec;
 pub mod config;
+pub mod context;
 pub mod cookie;
 pub mod discovery;
 pub mod ip;
 pub mod keys;
+pub mod message_control;
+pub mod nat;
 pub mod node;
 pub mod noise;
 pub mod packet;
+pub mod path;
+pub mod peer;
+pub mod plan;
+pub mod probe;
+pub mod punch;
 pub mod rendezvous;
 pub mod replay;
 pub mod session;
 pub mod snapshot;
+pub mod stun;
 pub mod time;
 pub mod tunnel;
+pub mod wire;
 
 pub use action::{Action, Event, SocketId, Transmit};
 pub use packet::Packet;

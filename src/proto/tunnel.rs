@@ -387,6 +387,20 @@ impl Tunnel {
         Ok(body)
     }
 
+    /// Keeps a copy of an inner packet until it can be sent: there may be a session, but there is no path. The oldest goes
+    /// where there is no room.
+    pub fn hold(&mut self, packet: &Packet) {
+        if self.queue.len() == MAX_QUEUED {
+            self.queue.pop_front();
+        }
+        self.queue.push_back(Packet::copy_from(packet.bytes()));
+    }
+
+    /// Whether an initiation of this peer's is newer than all that were answered: no replay.
+    pub fn is_new(&self, received: &Received) -> bool {
+        received.timestamp > self.seen
+    }
+
     /// A packet that waited, once it can be sealed. Oldest first.
     pub fn poll_queued(&mut self, now: Instant) -> Option<Packet> {
         if self.is_established(now) { self.queue.pop_front() } else { None }
@@ -465,10 +479,7 @@ impl Tunnel {
 
     fn on_unsealed(&mut self, now: Instant, data: Option<&Packet>) {
         if let Some(packet) = data {
-            if self.queue.len() == MAX_QUEUED {
-                self.queue.pop_front();
-            }
-            self.queue.push_back(Packet::copy_from(packet.bytes()));
+            self.hold(packet);
             // Somebody wants the peer now, so the 90 s begin now (whitepaper section 6.4).
             if let Some(since) = &mut self.wanted_since {
                 *since = now;
