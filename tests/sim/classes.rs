@@ -104,7 +104,12 @@ impl Class {
             Class::AddressDependent => vec![Profile { mapping: Address, ..symmetric(1) }],
             Class::Masquerade => vec![Profile::masquerade()],
             Class::ConeInCone => vec![cone(AddressAndPort, dice), cone(AddressAndPort, dice)],
-            Class::SymmetricInCone => vec![symmetric(1), cone(AddressAndPort, dice)],
+            // An outer cone that draws its ports would make random ones of the inner's: another, hopeless class.
+            Class::SymmetricInCone => {
+                let ways = [Allocation::Preserving, Allocation::Sequential { step: 1 }];
+                let way = ways[usize::try_from(dice.between(0, 1)).expect("is small")];
+                vec![symmetric(1), Profile::new(Endpoint, AddressAndPort, way)]
+            }
             Class::ConeInSymmetric => vec![cone(AddressAndPort, dice), symmetric(1)],
             Class::Fig4BPoisonable => vec![Profile { poisonable: true, ..symmetric(1) }],
         };
