@@ -16,26 +16,19 @@ pub struct Server {
     listeners: Vec<SocketAddr>,
 }
 
-/// The answer to a request.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
-    /// The listener to send it from.
-    pub listener: usize,
-    pub bytes: Vec<u8>,
-}
-
 impl Server {
     /// `listeners`: the addresses that the shell's sockets are bound to, in the shell's order.
     pub fn new(listeners: Vec<SocketAddr>) -> Self {
         Self { listeners }
     }
 
-    /// The answer to a datagram that came in on `listener` from `from`, and goes back there. `None`: it was no request.
-    pub fn handle_datagram(&self, listener: usize, from: SocketAddr, datagram: &[u8]) -> Option<Answer> {
+    /// The answer to a datagram that came in on `listener` from `from`, and goes back there: from which listener, and the bytes.
+    /// `None`: it was no request.
+    pub fn handle_datagram(&self, listener: usize, from: SocketAddr, datagram: &[u8]) -> Option<(usize, Vec<u8>)> {
         match Kind::of(datagram)? {
             Kind::Stun => {
                 let transaction = stun::parse_request(datagram)?;
-                Some(Answer { listener, bytes: stun::response(&transaction, from) })
+                Some((listener, stun::response(&transaction, from)))
             }
             Kind::Dudp(Dudp::Start) => {
                 let start = Start::parse(datagram)?;
@@ -44,7 +37,7 @@ impl Server {
                     None => (listener, Reply::Same),
                 };
                 let info = PubInfo { transaction: start.transaction, reply, public: from };
-                Some(Answer { listener, bytes: info.encode() })
+                Some((listener, info.encode()))
             }
             _ => None,
         }
@@ -78,8 +71,9 @@ mod tests {
         let from = "203.0.113.9:30001".parse().expect("address");
         let request = Start { transaction: *b"abcdefgh", reply }.encode();
         let answer = server.handle_datagram(listener, from, &request).expect("answers");
-        assert!(answer.bytes.len() <= request.len());
-        (answer.listener, PubInfo::parse(&answer.bytes).expect("is a PUBINFO"))
+        let (listener, bytes) = answer;
+        assert!(bytes.len() <= request.len());
+        (listener, PubInfo::parse(&bytes).expect("is a PUBINFO"))
     }
 
     #[test]
