@@ -32,12 +32,11 @@ impl Machine for Discovery {
         if self.silent {
             return;
         }
-        if let Some(answer) = self.server.handle_datagram(listener, datagram.src, &datagram.payload) {
+        if let Some((from, payload)) = self.server.handle_datagram(listener, datagram.src, &datagram.payload) {
             // No rendezvous or discovery server is to amplify, but for bare STUN (20 bytes asked, 32 to 44 answered).
-            if answer.bytes.len() > datagram.payload.len().max(44) {
-                moment.faults.push(format!("a discovery server answers {} bytes", answer.bytes.len()));
+            if payload.len() > datagram.payload.len().max(44) {
+                moment.faults.push(format!("a discovery server answers {} bytes", payload.len()));
             }
-            let (from, payload) = (answer.listener, answer.bytes);
             match self.listeners.get(from) {
                 Some(src) => moment.sent.push(Datagram { src: *src, dst: datagram.src, ttl: TTL, payload }),
                 None => {
