@@ -209,8 +209,7 @@ impl Paths {
                 return true;
             }
             if matches!(challenge.goal, Goal::Ping(_)) || challenge.tries >= TRIES {
-                let matters = matches!(challenge.goal, Goal::Check | Goal::Choose);
-                if matters && current == Some(challenge.way) {
+                if !matches!(challenge.goal, Goal::Ping(_)) && current == Some(challenge.way) {
                     lost = Some(challenge.way);
                 }
                 return false;

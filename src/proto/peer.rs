@@ -71,7 +71,9 @@ pub struct Peer {
     why: Option<String>,
     failed: bool,
     connect_time: Option<Duration>,
+    /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
+    spent: Spent,
     probes_sent: u64,
     sockets_used: u32,
     /// When [`super::node::Node`] has it in its table of deadlines.
@@ -132,6 +134,13 @@ struct Punching {
     theirs: Report,
 }
 
+/// What one call has used up.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    probes: u32,
+    sockets: u32,
+}
+
 struct Answered {
     passed: Vec<u8>,
     answer: Vec<u8>,
@@ -161,6 +170,7 @@ impl Peer {
             failed: false,
             connect_time: None,
             call_began: None,
+            spent: Spent::default(),
             probes_sent: 0,
             sockets_used: 0,
             scheduled: None,
@@ -381,6 +391,7 @@ impl Peer {
             self.settle(local, way);
         } else if self.paths.current().is_none() {
             self.adopt(now, local, way, method, false);
+            self.stop_punch();
             self.challenge(now, local, way, Goal::Move(method));
         } else {
             self.challenge(now, local, way, Goal::Move(method));
@@ -567,7 +578,8 @@ impl Peer {
         local.tell(Event::Lost { peer: self.config.name.clone(), why: why.clone() });
         self.why = Some(why);
         self.wanted |= self.config.connect == Connect::Always;
-        if let Call::Idle | Call::Resting { .. } = self.call {
+        if let Call::Idle | Call::Resting { .. } | Call::Punching(_) = self.call {
+            self.end_call(local, None);
             self.call = Call::Resting { until: now };
         }
     }

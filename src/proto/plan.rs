@@ -207,8 +207,9 @@ pub fn rounds(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) ->
     rounds
 }
 
-/// With rounds of 0.5 s and a call of 10 s there are no more.
-const MAX_ROUNDS: usize = 20;
+/// More rounds would shoot at ports ever further ahead of where the NAT's counter can be, and poison those that the next try
+/// will be given. A new look at the counter is worth more: after these, the call surveys again.
+const MAX_ROUNDS: usize = 4;
 
 /// Whether `rounds` can be expected to work.
 pub fn outlook(caller: &Report, called: &Report) -> Outlook {

@@ -158,6 +158,11 @@ impl Punch {
         self.fired.len() as u64
     }
 
+    /// What it used up of the call's probes.
+    pub fn probes_used(&self) -> u32 {
+        u32::try_from(self.fired.len()).unwrap_or(u32::MAX)
+    }
+
     /// From how many sockets it sent.
     pub fn sockets_used(&self) -> u32 {
         let used: std::collections::BTreeSet<_> = self.fired.iter().map(|fired| fired.socket).collect();
@@ -165,11 +170,13 @@ impl Punch {
     }
 
     pub fn has_expired(&self, now: Instant) -> bool {
-        !self.stopped && now >= self.deadline()
+        now >= self.deadline()
     }
 
+    /// When the last round has had its time, or the call has.
     fn deadline(&self) -> Instant {
-        self.opened + self.setup.limits.timeout
+        let rounds = self.round_start(self.setup.rounds.len()) + self.round_length();
+        rounds.min(self.opened + self.setup.limits.timeout)
     }
 
     /// The shot with that token: from which socket, to where, when.
@@ -178,7 +185,7 @@ impl Punch {
         Some((fired.socket, fired.to, fired.at))
     }
 
-    /// No more shots: there is a path. Sockets stay open until [`Punch::close`].
+    /// No more shots: something was heard. Sockets stay open until [`Punch::close`], for the caller may choose any of them.
     pub fn stop(&mut self) {
         self.stopped = true;
     }
@@ -193,7 +200,7 @@ impl Punch {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.stopped {
-            return None;
+            return Some(self.deadline());
         }
         let candidates = CANDIDATE_AT.get(self.candidate_volley).filter(|_| !self.setup.candidates.is_empty());
         let candidates = candidates.map(|at| self.candidates_start() + Duration::from_millis(*at));

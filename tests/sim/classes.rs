@@ -104,7 +104,7 @@ impl Class {
             Class::AddressDependent => vec![Profile { mapping: Address, ..symmetric(1) }],
             Class::Masquerade => vec![Profile::masquerade()],
             Class::ConeInCone => vec![cone(AddressAndPort, dice), cone(AddressAndPort, dice)],
-            // An outer cone that draws its ports would make random ones of the inner's: another, hopeless class.
+            // An outer NAT that numbers by dice would make the whole of them random, which no sequence is left in.
             Class::SymmetricInCone => {
                 let ways = [Allocation::Preserving, Allocation::Sequential { step: 1 }];
                 let way = ways[usize::try_from(dice.between(0, 1)).expect("is small")];

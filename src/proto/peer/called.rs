@@ -63,7 +63,7 @@ impl Peer {
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);
-        self.call_began = Some(now);
+        self.call_began.get_or_insert(now);
         let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, server };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);
@@ -105,7 +105,7 @@ impl Peer {
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
         let parties = Parties { id: call.id, role: Role::Called, caller: &call.report, called: &ours, terms };
-        let setup = parties.setup(local, now + until_start, socket, fresh);
+        let setup = parties.setup(local, self.spent, now + until_start, socket, fresh);
         if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
             self.end_sockets(local, socket, fresh);
             self.refuse(now, local, server, received, call.id, Reason::Busy);

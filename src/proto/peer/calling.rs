@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{Call, Calling, ENDPOINT_FIRST, Peer, Punching, Purpose, words};
+use super::{Call, Calling, ENDPOINT_FIRST, Peer, Punching, Purpose, Spent, words};
 use crate::proto::action::{Drop, Event};
+use crate::proto::config;
 use crate::proto::context::Local;
 use crate::proto::discovery::survey::Protocol;
 use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report, Terms};
 use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
-use crate::proto::plan;
+use crate::proto::plan::{self, Outlook};
 use crate::proto::probe::Ack;
 use crate::proto::punch::{Load, Punch, Role, Setup, Shot, Step};
 use crate::proto::snapshot::Method;
@@ -38,6 +39,8 @@ const CALL_TRIES: u32 = 5;
 /// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
 pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Between two tries of one call, for the caller.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The called member was in another hard call: those take about as long.
 pub(super) const BUSY_REST: Duration = Duration::from_millis(1500);
 /// A member that does not want us will not want us in a second either.
@@ -161,7 +164,8 @@ impl Peer {
         let age = local.discovery.main_age(now);
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
         let mut socket = SocketId::MAIN_V4;
-        if moving && (stale || self.main_was_used) {
+        // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
+        if (moving && (stale || self.main_was_used)) || self.spent.probes > 0 {
             let scout = local.ids.next();
             if local.discovery.scout(now, scout) {
                 socket = scout;
@@ -258,7 +262,7 @@ impl Peer {
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms };
-        let setup = call.setup(local, now, socket, fresh);
+        let setup = call.setup(local, self.spent, now, socket, fresh);
         self.punch(now, local, setup, index, report, answer.report);
         self.drive(now, local);
         Ok(())
@@ -340,6 +344,18 @@ impl Peer {
             self.end_call(local, None);
             return;
         }
+        let elapsed = now.since(self.call_began.unwrap_or(now));
+        let poor = !matches!(punching.punch.outlook(), Outlook::Good);
+        let left = self.spent.probes.saturating_add(punching.punch.probes_used()) < local.punch.probes;
+        if elapsed + LONGEST_ROUND < local.punch.timeout && left && !poor {
+            // The caller goes first, so that the two do not cross.
+            let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN * 6 };
+            let began = self.call_began;
+            self.end_call(local, None);
+            self.call_began = began;
+            self.call = Call::Resting { until: now + wait };
+            return;
+        }
         let why = words::no_path(punching);
         // The patent's fail-over value ([0072]): the reported tuple, by itself, when all else is over. It is asked while the
         // back-off lasts, and taken if it answers.
@@ -355,6 +371,8 @@ impl Peer {
         match std::mem::replace(&mut self.call, Call::Idle) {
             Call::Punching(mut punching) => {
                 self.probes_sent += punching.punch.probes_sent();
+                self.spent.probes += punching.punch.probes_used();
+                self.spent.sockets += punching.punch.sockets_used();
                 self.sockets_used = punching.punch.sockets_used();
                 let keep = keep.or(self.paths.current().map(|path| path.way.socket));
                 for socket in punching.punch.close(keep) {
@@ -370,6 +388,10 @@ impl Peer {
             Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
         }
+        if self.paths.current().is_some() {
+            self.call_began = None;
+            self.spent = Spent::default();
+        }
     }
 
     pub(super) fn end_sockets(&mut self, local: &mut Local, reported: SocketId, fresh: Option<SocketId>) {
@@ -380,7 +402,10 @@ impl Peer {
     }
 
     fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
-        local.tell(Event::CallFailed { peer: self.config.name.clone(), why: why.clone() });
+        // The same news is no news: a peer that is off for a night is told of once.
+        if !self.failed || self.why.as_ref() != Some(&why) {
+            local.tell(Event::CallFailed { peer: self.config.name.clone(), why: why.clone() });
+        }
         self.why = Some(why);
         self.failed = true;
         self.rest(now, local, first_rest);
@@ -394,6 +419,7 @@ impl Peer {
         // A quarter of jitter, so that two sides that fail together do not go on to meet in the same way.
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 1024.0);
         self.call_began = None;
+        self.spent = Spent::default();
         self.call = Call::Resting { until: now + wait + jitter };
     }
 }
@@ -412,7 +438,14 @@ pub(super) struct Parties<'a> {
 }
 
 impl Parties<'_> {
-    pub(super) fn setup(&self, local: &Local, start: Instant, reported: SocketId, fresh: Option<SocketId>) -> Setup {
+    pub(super) fn setup(
+        &self,
+        local: &Local,
+        spent: Spent,
+        start: Instant,
+        reported: SocketId,
+        fresh: Option<SocketId>,
+    ) -> Setup {
         let (ours, theirs) = match self.role {
             Role::Caller => (self.caller, self.called),
             Role::Called => (self.called, self.caller),
@@ -427,7 +460,11 @@ impl Parties<'_> {
             reported,
             fresh,
             candidates: local.worthwhile(ours, theirs),
-            limits: local.punch,
+            limits: config::Punch {
+                probes: local.punch.probes.saturating_sub(spent.probes),
+                sockets: local.punch.sockets.saturating_sub(spent.sockets),
+                ..local.punch
+            },
             server: local.discovery.any_target(Protocol::Dudp),
         }
     }
