@@ -99,6 +99,8 @@ pub struct Punch {
     row: Vec<SocketId>,
     candidate_volley: usize,
     fired: Vec<Fired>,
+    /// Mappings that its shots made at our NAT and nobody asked about yet.
+    mappings: usize,
     sockets_opened: u32,
     stopped: bool,
 }
@@ -128,6 +130,7 @@ impl Punch {
             row: Vec::new(),
             candidate_volley: 0,
             fired: Vec::new(),
+            mappings: 0,
             sockets_opened: 0,
             stopped: false,
         }
@@ -156,6 +159,11 @@ impl Punch {
 
     pub fn probes_sent(&self) -> u64 {
         self.fired.len() as u64
+    }
+
+    /// How many mappings its shots made since it was asked last.
+    pub fn take_mappings(&mut self) -> usize {
+        std::mem::take(&mut self.mappings)
     }
 
     /// What it used up of the call's probes.
@@ -311,6 +319,7 @@ impl Punch {
         };
         if self.volley == 0 && self.scattered == 0 {
             self.aim(side, ids, rng, steps);
+            self.mappings += self.shots.len();
         }
         if let Target::Scatter { shots, .. } = side.target {
             let part: Vec<_> = self.shots.iter().skip(self.scattered).take(SCATTER_SHOTS).copied().collect();

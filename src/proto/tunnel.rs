@@ -20,6 +20,8 @@
 //!   lives by what goes out (RFC 4787, REQ-6).
 //! - At most [`MAX_QUEUED`] packets wait for a session.
 
+mod deadlines;
+mod limits;
 mod slots;
 pub mod timers;
 
@@ -27,10 +29,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::RngCore;
 
+pub use self::limits::Limits;
 use self::slots::Slots;
-use self::timers::{KEEPALIVE_TIMEOUT, MAX_JITTER_MS, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, Timer, Timers};
+use self::timers::{REKEY_TIMEOUT, Timer, Timers};
 use super::action::Drop;
 use super::cookie::Jar;
 use super::ip::Header;
@@ -39,8 +41,7 @@ use super::noise::export::{CallerKeys, Open, SealOnce};
 use super::noise::timestamp::Timestamp;
 use super::noise::{INITIATION_LEN, Identity, Initiator, RESPONSE_LEN, Received, Remote};
 use super::packet::Packet;
-use super::replay::{CONTROL_WORDS, DATA_WORDS};
-use super::session::{REJECT_AFTER_MESSAGES, Session, receiver_of};
+use super::session::{Session, receiver_of};
 use super::time::{Instant, Wall};
 
 /// Most inner packets that wait for a session. A handshake takes about one round trip, a call two: in that time a host sends some
@@ -49,41 +50,6 @@ use super::time::{Instant, Wall};
 pub const MAX_QUEUED: usize = 32;
 /// A peer's initiations are handled at most so often (WireGuard's 50 a second).
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
-
-/// How long a session lives, and how wide its replay window is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Older than this, its initiator makes a new one when it next sends.
-    pub rekey_after_time: Duration,
-    /// Older than this, it seals and opens nothing.
-    pub reject_after_time: Duration,
-    /// With so many messages sealed, either side makes a new one when it next sends.
-    pub rekey_after_messages: u64,
-    /// With no new session for so long, all keys are wiped.
-    pub forget_after: Duration,
-    /// Words of the replay window ([`super::replay`]).
-    pub replay_words: usize,
-}
-
-impl Limits {
-    /// WireGuard's own (whitepaper section 6.1), for sessions that carry payload.
-    pub const PAYLOAD: Limits = Limits {
-        rekey_after_time: Duration::from_secs(120),
-        reject_after_time: Duration::from_secs(180),
-        rekey_after_messages: 1 << 60,
-        forget_after: Duration::from_secs(3 * 180),
-        replay_words: DATA_WORDS,
-    };
-    /// For sessions with a rendezvous server, which carry a keepalive each 20 s and a call now and then, sealed once more inside:
-    /// an hour makes 55 handshakes a second of a server's 200,000 members, two minutes would make 1,700.
-    pub const SIGNALLING: Limits = Limits {
-        rekey_after_time: Duration::from_secs(3600),
-        reject_after_time: Duration::from_secs(3600 + 180),
-        rekey_after_messages: 1 << 60,
-        forget_after: Duration::from_secs(3600 + 180),
-        replay_words: CONTROL_WORDS,
-    };
-}
 
 /// What the owner is to do, or may want to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,7 +91,7 @@ struct Initiation {
 /// WireGuard with one peer.
 pub struct Tunnel {
     local: Identity,
-    remote: Remote,
+    remote: PublicKey,
     psk: Option<PresharedKey>,
     limits: Limits,
     mtu: usize,
@@ -144,6 +110,7 @@ pub struct Tunnel {
     queue: VecDeque<Packet>,
     events: VecDeque<TunnelEvent>,
     last_sent: Option<Instant>,
+    last_received: Option<Instant>,
     last_handshake: Option<Instant>,
     tx_bytes: u64,
     rx_bytes: u64,
@@ -152,7 +119,7 @@ pub struct Tunnel {
 impl Tunnel {
     pub fn new(local: &Identity, remote: PublicKey, psk: Option<PresharedKey>, limits: Limits) -> Self {
         Self {
-            remote: Remote::new(local, remote),
+            remote,
             local: local.clone(),
             psk,
             limits,
@@ -170,6 +137,7 @@ impl Tunnel {
             queue: VecDeque::new(),
             events: VecDeque::new(),
             last_sent: None,
+            last_received: None,
             last_handshake: None,
             tx_bytes: 0,
             rx_bytes: 0,
@@ -177,7 +145,7 @@ impl Tunnel {
     }
 
     pub fn remote(&self) -> PublicKey {
-        self.remote.public()
+        self.remote
     }
 
     /// The inner MTU, beyond which no packet is padded; 0 (as at first): no such bound.
@@ -221,6 +189,11 @@ impl Tunnel {
         self.last_handshake
     }
 
+    /// When anything authentic of the peer's last came in, probes aside.
+    pub fn last_received(&self) -> Option<Instant> {
+        self.last_received
+    }
+
     /// Bytes sent and received, as `wg` counts them: whole datagrams, handshakes and keepalives too.
     pub fn traffic(&self) -> (u64, u64) {
         (self.tx_bytes, self.rx_bytes)
@@ -236,8 +209,10 @@ impl Tunnel {
     ) -> ([u8; INITIATION_LEN], CallerKeys) {
         self.stamped = Timestamp::after(self.stamped, wall);
         self.draw_jitter(rng);
+        // Made here and not kept: a server answers 200,000 members and calls none of them.
+        let remote = Remote::new(&self.local, self.remote);
         let (initiator, mut message, exports) =
-            Initiator::start(&self.local, &self.remote, self.psk.as_ref(), index, self.stamped, rng);
+            Initiator::start(&self.local, &remote, self.psk.as_ref(), index, self.stamped, rng);
         self.jar.stamp(now, &mut message);
         self.forget_initiation();
         self.initiation = Some(Initiation { initiator, sent: now });
@@ -256,26 +231,24 @@ impl Tunnel {
         index: u32,
         rng: &mut ChaCha20Rng,
     ) -> Result<([u8; RESPONSE_LEN], SealOnce), Drop> {
-        if received.peer != self.remote.public() {
-            return Err(Drop::Unknown);
-        }
-        if received.timestamp <= self.seen {
-            return Err(Drop::Replayed);
-        }
-        if self.seen_at.is_some_and(|seen| now.since(seen) < INITIATION_INTERVAL) {
-            return Err(Drop::Overload);
-        }
-        self.seen = received.timestamp;
-        self.seen_at = Some(now);
+        self.admit(now, &received)?;
         self.draw_jitter(rng);
         let (mut message, keys, answer) = received.respond(self.psk.as_ref(), index, rng);
         self.jar.stamp(now, &mut message);
         let gone = self.slots.add_responded(Session::new(keys, now, self.limits.replay_words));
         self.retire(gone);
         self.timers.set(Timer::Forget, now + self.limits.forget_after);
-        self.on_received(INITIATION_LEN);
+        self.on_received(now, INITIATION_LEN);
         self.on_sent(now, message.len());
         Ok((message, answer))
+    }
+
+    /// Takes an initiation of this peer's without an answer; gives the key that seals why there is none. Its timestamp counts as
+    /// seen, so a replay gets nothing twice.
+    pub fn refuse_initiation(&mut self, now: Instant, received: Received) -> Result<SealOnce, Drop> {
+        self.admit(now, &received)?;
+        self.on_received(now, INITIATION_LEN);
+        Ok(received.exports.abort)
     }
 
     /// Takes the response to the initiation that went out with `index`.
@@ -289,7 +262,7 @@ impl Tunnel {
             self.retire(gone);
         }
         self.timers.set(Timer::Forget, now + self.limits.forget_after);
-        self.on_received(message.len());
+        self.on_received(now, message.len());
         self.on_established(now, true, Some(rtt));
         // The peer may send once it heard from us: at once, and with something to say if there is.
         if self.queue.is_empty() {
@@ -334,7 +307,7 @@ impl Tunnel {
             session.opener.open(packet)?;
             Ok((session.local_index, first))
         })?;
-        self.on_received(len);
+        self.on_received(now, len);
         self.on_authentic(now, index);
         if packet.bytes().is_empty() {
             return Ok(Opened { payload: Payload::Keepalive, first_on_session });
@@ -363,7 +336,7 @@ impl Tunnel {
         let (index, body) = self.open_with(now, receiver_of(message, prefix), |session| {
             Ok((session.local_index, session.opener.open_message(prefix, message)?))
         })?;
-        self.on_received(message.len());
+        self.on_received(now, message.len());
         self.on_authentic(now, index);
         self.on_data_received(now);
         Ok(body)
@@ -396,7 +369,7 @@ impl Tunnel {
         self.queue.push_back(Packet::copy_from(packet.bytes()));
     }
 
-    /// Whether an initiation of this peer's is newer than all that were answered: no replay.
+    /// Whether an initiation of this peer's is newer than all that were answered or refused: no replay.
     pub fn is_new(&self, received: &Received) -> bool {
         received.timestamp > self.seen
     }
@@ -410,26 +383,19 @@ impl Tunnel {
         self.events.pop_front()
     }
 
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
-    }
-
-    pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(timer) = self.timers.pop(now) {
-            match timer {
-                Timer::Retry => self.on_unanswered(now),
-                Timer::PassiveKeepalive => self.events.push_back(TunnelEvent::WantKeepalive),
-                Timer::Silence => self.want_handshake(now),
-                Timer::Forget => self.forget_keys(),
-                Timer::PersistentKeepalive => {
-                    if let Some(interval) = self.keepalive {
-                        // Set again here, for nobody need send it.
-                        self.timers.set(timer, now + interval);
-                        self.events.push_back(TunnelEvent::WantKeepalive);
-                    }
-                }
-            }
+    fn admit(&mut self, now: Instant, received: &Received) -> Result<(), Drop> {
+        if received.peer != self.remote {
+            return Err(Drop::Unknown);
         }
+        if received.timestamp <= self.seen {
+            return Err(Drop::Replayed);
+        }
+        if self.seen_at.is_some_and(|seen| now.since(seen) < INITIATION_INTERVAL) {
+            return Err(Drop::Overload);
+        }
+        self.seen = received.timestamp;
+        self.seen_at = Some(now);
+        Ok(())
     }
 
     fn open_with<T>(
@@ -441,136 +407,6 @@ impl Tunnel {
         let limits = self.limits;
         let session = self.slots.find(index.ok_or(Drop::Malformed)?);
         open(session.filter(|session| !limits.is_too_old(session, now)).ok_or(Drop::Unknown)?)
-    }
-
-    fn on_unanswered(&mut self, now: Instant) {
-        let since = *self.wanted_since.get_or_insert(now);
-        if now.since(since) < REKEY_ATTEMPT_TIME {
-            self.timers.set(Timer::Retry, now + REKEY_TIMEOUT + self.jitter);
-            self.events.push_back(TunnelEvent::WantHandshake { retry: true });
-            return;
-        }
-        self.wanted_since = None;
-        self.forget_initiation();
-        self.queue.clear();
-        self.timers.stop(Timer::PassiveKeepalive);
-        self.events.push_back(TunnelEvent::HandshakeExpired);
-    }
-
-    fn on_sent(&mut self, now: Instant, len: usize) {
-        self.tx_bytes += len as u64;
-        self.last_sent = Some(now);
-        self.timers.stop(Timer::PassiveKeepalive);
-        if let Some(interval) = self.keepalive {
-            self.timers.set(Timer::PersistentKeepalive, now + interval);
-        }
-    }
-
-    fn on_sealed(&mut self, now: Instant, is_data: bool, len: usize) {
-        self.on_sent(now, len);
-        if is_data {
-            self.timers.begin(Timer::Silence, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + self.jitter);
-        }
-        let limits = self.limits;
-        if self.slots.current_ref().is_some_and(|session| limits.wants_rekey_on_send(session, now)) {
-            self.want_handshake(now);
-        }
-    }
-
-    fn on_unsealed(&mut self, now: Instant, data: Option<&Packet>) {
-        if let Some(packet) = data {
-            self.hold(packet);
-            // Somebody wants the peer now, so the 90 s begin now (whitepaper section 6.4).
-            if let Some(since) = &mut self.wanted_since {
-                *since = now;
-            }
-        }
-        self.want_handshake(now);
-    }
-
-    fn on_received(&mut self, len: usize) {
-        self.rx_bytes += len as u64;
-        self.timers.stop(Timer::Silence);
-    }
-
-    /// A packet or control message of the session with local index `index` was opened.
-    fn on_authentic(&mut self, now: Instant, index: u32) {
-        self.confirm(now, index);
-        let limits = self.limits;
-        if self.slots.current_ref().is_some_and(|session| limits.wants_rekey_on_receive(session, now)) {
-            self.want_handshake(now);
-        }
-    }
-
-    fn on_data_received(&mut self, now: Instant) {
-        self.timers.begin(Timer::PassiveKeepalive, now + KEEPALIVE_TIMEOUT);
-    }
-
-    fn confirm(&mut self, now: Instant, index: u32) {
-        if let Some(gone) = self.slots.confirm(index) {
-            self.retire(gone);
-            self.on_established(now, false, None);
-        }
-    }
-
-    fn on_established(&mut self, now: Instant, initiator: bool, handshake_rtt: Option<Duration>) {
-        self.wanted_since = None;
-        self.timers.stop(Timer::Retry);
-        self.last_handshake = Some(now);
-        self.events.push_back(TunnelEvent::Established { initiator, handshake_rtt });
-    }
-
-    fn want_handshake(&mut self, now: Instant) {
-        if self.wanted_since.is_none() {
-            self.wanted_since = Some(now);
-            self.timers.set(Timer::Retry, now + REKEY_TIMEOUT + self.jitter);
-            self.events.push_back(TunnelEvent::WantHandshake { retry: false });
-        }
-    }
-
-    fn forget_keys(&mut self) {
-        let slots = std::mem::take(&mut self.slots);
-        for index in slots.indices() {
-            self.retire(Some(index));
-        }
-        // An initiation that is being retried is younger than these keys, and has its own end.
-        if self.wanted_since.is_none() {
-            self.forget_initiation();
-        }
-    }
-
-    fn forget_initiation(&mut self) {
-        let gone = self.initiation.take().map(|initiation| initiation.initiator.local_index());
-        self.retire(gone);
-    }
-
-    fn retire(&mut self, index: Option<u32>) {
-        self.events.extend(index.map(TunnelEvent::Retired));
-    }
-
-    fn draw_jitter(&mut self, rng: &mut ChaCha20Rng) {
-        self.jitter = Duration::from_millis(u64::from(rng.next_u32() % MAX_JITTER_MS));
-    }
-}
-
-impl Limits {
-    fn is_too_old(&self, session: &Session, now: Instant) -> bool {
-        now.since(session.created) >= self.reject_after_time
-    }
-
-    fn is_usable(&self, session: &Session, now: Instant) -> bool {
-        !self.is_too_old(session, now) && session.sealer.sealed() < REJECT_AFTER_MESSAGES
-    }
-
-    fn wants_rekey_on_send(&self, session: &Session, now: Instant) -> bool {
-        session.sealer.sealed() >= self.rekey_after_messages
-            || session.initiator && now.since(session.created) >= self.rekey_after_time
-    }
-
-    /// So late that a keepalive could no longer do it on time (whitepaper section 6.2).
-    fn wants_rekey_on_receive(&self, session: &Session, now: Instant) -> bool {
-        let margin = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT;
-        session.initiator && now.since(session.created) >= self.reject_after_time.saturating_sub(margin)
     }
 }
 

@@ -120,12 +120,14 @@ impl Client {
         self.cross_traffic = None;
         let targets = self.targets();
         let questions: Vec<_> = targets.iter().map(|target| (*target, Reply::Same)).collect();
+        self.note_mappings(questions.len());
         self.main = Some(Survey::new(now, SocketId::MAIN_V4, main_port, &questions, &mut self.rng));
         if let Some(last) = targets.iter().rev().find(|target| target.protocol == Protocol::Dudp) {
             let port = self.scout_port();
             let last = targets.iter().find(|target| target.address.ip() == last.address.ip()).unwrap_or(last);
             let questions = [(*last, Reply::Same), (*last, Reply::OtherPort), (*last, Reply::OtherAddress)];
             self.actions.push_back(Action::OpenSocket { id: scout, port });
+            self.note_mappings(1);
             self.filter = Some(Survey::new(now, scout, port, &questions, &mut self.rng));
         }
         self.handle_timeout(now);
@@ -146,6 +148,7 @@ impl Client {
         let port = self.scout_port();
         let questions: Vec<_> = self.targets().iter().map(|target| (*target, Reply::Same)).collect();
         self.actions.push_back(Action::OpenSocket { id: socket, port });
+        self.note_mappings(questions.len());
         self.scouts.push(Survey::new(now, socket, port, &questions, &mut self.rng));
         self.handle_timeout(now);
         true
@@ -163,8 +166,8 @@ impl Client {
     }
 
     /// We made `count` mappings besides the surveys' own: they are not other users'.
-    pub fn note_mappings(&mut self, count: u32) {
-        self.own_mappings = self.own_mappings.saturating_add(count);
+    pub fn note_mappings(&mut self, count: usize) {
+        self.own_mappings = self.own_mappings.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
     }
 
     pub fn is_configured(&self) -> bool {
@@ -312,9 +315,7 @@ impl Client {
         let Some(last) = last else { return };
         let reading = (last.sent, last.public.port());
         if let Some(before) = self.counter.filter(|before| before.0 < reading.0) {
-            if let Some(rate) = cross_traffic(step, before, reading, self.own_mappings) {
-                self.cross_traffic = Some(rate);
-            }
+            self.cross_traffic = cross_traffic(step, before, reading, self.own_mappings);
             self.own_mappings = 0;
         }
         self.counter = Some(reading);
@@ -351,15 +352,9 @@ impl Client {
             self.resolve();
         }
         let mut became_ready = false;
-        let mut asked = 0;
         for survey in self.main.iter_mut().chain(&mut self.filter).chain(&mut self.scouts) {
-            let transmits = survey.handle_timeout(now);
-            asked += transmits.len();
-            self.transmits.extend(transmits);
+            self.transmits.extend(survey.handle_timeout(now));
             became_ready |= survey.is_ready(now);
-        }
-        if asked > 0 {
-            self.note_mappings(u32::try_from(asked).unwrap_or(u32::MAX));
         }
         if became_ready {
             self.read();

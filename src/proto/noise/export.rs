@@ -22,6 +22,8 @@
 //! The nonce is always zero, so each key seals once: [`SealOnce::seal`] consumes the key. A repeat over a second server, or
 //! after a loss, repeats the bytes.
 
+use std::fmt;
+
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit, Nonce};
 
@@ -62,13 +64,27 @@ impl Open {
     }
 }
 
+impl fmt::Debug for SealOnce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SealOnce(…)")
+    }
+}
+
+impl fmt::Debug for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Open(…)")
+    }
+}
+
 /// What the caller (the handshake's initiator) gets from its initiation.
+#[derive(Debug)]
 pub struct CallerKeys {
     pub call: SealOnce,
     pub abort: Open,
 }
 
 /// What the called member (the handshake's responder) gets from the same initiation. One of `abort` and the answer goes back.
+#[derive(Debug)]
 pub struct CalledKeys {
     pub call: Open,
     pub abort: SealOnce,

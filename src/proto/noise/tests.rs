@@ -165,3 +165,9 @@ fn a_failed_response_leaves_the_initiation_waiting() {
     assert!(made.initiator.finish(&forged).is_err());
     assert!(made.initiator.finish(&response).is_ok());
 }
+
+#[test]
+fn a_key_is_not_shown_by_debug() {
+    let made = start(None);
+    assert_eq!(format!("{:?}", made.exports), "CallerKeys { call: SealOnce(…), abort: Open(…) }");
+}

@@ -55,8 +55,7 @@ impl Peer {
         let call = received.exports.call.open(sealed).ok_or(Drop::Unauthentic)?;
         let call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
         if !self.config.calls.answers() {
-            self.refuse(now, local, server, received, call.id, Reason::Unwilling);
-            return Ok(());
+            return self.refuse(now, local, server, received, call.id, Reason::Unwilling);
         }
         if self.has_precedence(now, local) {
             return Ok(());
@@ -83,10 +82,21 @@ impl Peer {
         }
     }
 
-    fn refuse(&self, now: Instant, local: &mut Local, server: usize, received: Received, id: CallId, reason: Reason) {
+    /// Sends one abort, and never another for the same call: its key seals once.
+    fn refuse(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        server: usize,
+        received: Received,
+        id: CallId,
+        reason: Reason,
+    ) -> Result<(), Drop> {
         let index = received.index.to_le_bytes();
-        let sealed = received.exports.abort.seal(&Abort { id, reason }.encode());
+        let key = self.tunnel.refuse_initiation(now, received)?;
+        let sealed = key.seal(&Abort { id, reason }.encode());
         self.pass(now, local, server, [[ABORT].as_slice(), &index, &sealed].concat());
+        Ok(())
     }
 
     fn pass(&self, now: Instant, local: &mut Local, server: usize, passed: Vec<u8>) {
@@ -108,7 +118,8 @@ impl Peer {
         let setup = parties.setup(local, self.spent, now + until_start, socket, fresh);
         if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
             self.end_sockets(local, socket, fresh);
-            self.refuse(now, local, server, received, call.id, Reason::Busy);
+            // A replay gets no abort, and needs none.
+            let _ = self.refuse(now, local, server, received, call.id, Reason::Busy);
             self.rest(now, local, BUSY_REST);
             return;
         }

@@ -309,6 +309,7 @@ impl Peer {
     fn drive_punch(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &mut self.call else { return };
         let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
+        local.discovery.note_mappings(punching.punch.take_mappings());
         let index = punching.index;
         let expired = punching.punch.has_expired(now);
         for step in steps {
