@@ -66,7 +66,7 @@ impl Scene {
         });
         let server_seed = world.dice.bytes();
         let server = Rendezvous::new(RENDEZVOUS.into(), rendezvous_key.clone(), None, server_seed, START, wall(START));
-        let rendezvous = world.add_host(INTERNET, &[RENDEZVOUS.into()], link, Any::Rendezvous(server));
+        let rendezvous = world.add_host(INTERNET, &[RENDEZVOUS.into()], link, Any::Rendezvous(Box::new(server)));
 
         let configs = configs(terms, &rendezvous_key, &mut world.dice);
         let mut nats = vec![Vec::new(); terms.members()];
@@ -131,7 +131,7 @@ impl Scene {
     pub fn restart_rendezvous(&mut self) {
         let (seed, now, key) = (self.world.dice.bytes(), self.world.now, self.rendezvous_key.clone());
         let server = Rendezvous::new(RENDEZVOUS.into(), key, None, seed, now, wall(now));
-        self.world.replace(self.rendezvous, Any::Rendezvous(server));
+        self.world.replace(self.rendezvous, Any::Rendezvous(Box::new(server)));
     }
 
     /// Panics where an invariant was broken, or the core said that it lost the path.
