@@ -357,7 +357,7 @@ impl Peer {
             self.call = Call::Resting { until: now + wait };
             return;
         }
-        let why = words::no_path(punching);
+        let why = words::no_path(punching, self.spent);
         // The patent's fail-over value ([0072]): the reported tuple, by itself, when all else is over. It is asked while the
         // back-off lasts, and taken if it answers.
         if let Some(remote) = punching.theirs.tuple {
