@@ -245,7 +245,13 @@ impl Peer {
             return;
         }
         let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
-        self.fail(now, local, why.to_owned(), FIRST_REST);
+        if self.failures == 0 {
+            // Two members that start at the same time are not news; the other one's call is on its way.
+            self.why = Some(why.to_owned());
+            self.rest(now, local, FIRST_REST);
+        } else {
+            self.fail(now, local, why.to_owned(), FIRST_REST);
+        }
         self.drive(now, local);
     }
 
