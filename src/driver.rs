@@ -142,6 +142,7 @@ impl Driver {
             let now = clock::now();
             self.watchdog.handle_turn(now);
             if self.node.poll_timeout().is_some_and(|due| due <= now) {
+                self.node.handle_wall_clock(now, clock::wall());
                 self.node.handle_timeout(now);
             }
             self.journal.handle_drops(now, self.node.drops());

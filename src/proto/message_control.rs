@@ -244,7 +244,7 @@ impl Fields {
 
     fn set(&mut self, tag: u8, mut value: Reader<'_>) -> Option<()> {
         match tag {
-            TUPLE => self.report.tuple = Some(reachable(value.address()?)?),
+            TUPLE => self.report.tuple = reachable(value.address()?),
             NAT => {
                 self.report.mapping = match value.u8()? {
                     1 => Mapping::None,
@@ -277,14 +277,14 @@ impl Fields {
             SERVER_DELAY => self.report.server_delay = Duration::from_micros(u64::from(value.u32()?)),
             CANDIDATE => {
                 let Some(kind) = CandidateKind::from_byte(value.u8()?) else { return Some(()) };
-                let address = reachable(value.address()?)?;
+                let Some(address) = reachable(value.address()?) else { return Some(()) };
                 if self.report.candidates.len() < MAX_CANDIDATES {
                     self.report.candidates.push(Candidate { kind, address });
                 }
             }
             FRESH_PORT => self.report.fresh_port = Some(value.u16()?).filter(|port| *port != 0),
-            MODIFICATION => self.terms.modification = Some(reachable(value.address()?)?),
-            AIM => self.terms.aim = Some(reachable(value.address()?)?),
+            MODIFICATION => self.terms.modification = reachable(value.address()?),
+            AIM => self.terms.aim = reachable(value.address()?),
             ROUND => self.terms.round = Duration::from_millis(u64::from(value.u32()?)),
             REASON => {
                 self.reason = Some(match value.u8()? {
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_nobody_may_be_sent_to_are_refused() {
+    fn addresses_that_nobody_may_be_sent_to_are_passed_over() {
         for address in
             ["127.0.0.1:9", "224.0.0.1:9", "255.255.255.255:9", "0.0.0.0:9", "192.0.2.1:0", "[ff02::1]:9", "[::1]:9"]
         {
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(reachable("[::ffff:192.0.2.1]:9".parse().expect("address")), None);
         let mut bytes = 7u64.to_be_bytes().to_vec();
         bytes.extend(Writer::default().u8(TUPLE).u8(19).address("224.0.0.1:9".parse().expect("address")).finish());
-        assert_eq!(Call::parse(&bytes), None);
+        assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: Report::default() }));
     }
 
     #[test]

@@ -39,6 +39,10 @@ use super::{Action, Event, Instant, Packet, SocketId, Transmit, Wall};
 /// stays below it, and it is a tenth of what one core can do at about 150 µs each.
 const BUSY_PER_S: u32 = 600;
 
+/// A server that sees us move makes us look at the network anew at most this often: a NAT that forgets between two keepalives
+/// moves us each time, and a server may lie.
+const MOVED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// One mesh member, whole. Single owner, no locks; see [`crate::proto`] for how it is driven.
 pub struct Node {
     config: Config,
@@ -56,6 +60,8 @@ pub struct Node {
     /// Something that calls wait for may have come.
     stirred: bool,
     drops: Drops,
+    /// When a server last said that we are elsewhere than before.
+    moved_at: Option<Instant>,
     resolving: BTreeSet<String>,
     out: VecDeque<Packet>,
 }
@@ -102,6 +108,7 @@ impl Node {
             nat_told: None,
             stirred: false,
             drops: Drops::default(),
+            moved_at: None,
             resolving: BTreeSet::new(),
             out: VecDeque::new(),
             config,
@@ -173,14 +180,8 @@ impl Node {
             let peer = self.peers.get_mut(&id).ok_or(Drop::Unknown)?;
             return peer.tunnel.handle_cookie(now, index, message);
         }
-        match self.gate.judge(now, &self.local.identity, way.remote, message, &mut self.local.rng) {
-            Verdict::Pass => {}
-            Verdict::Drop(reason) => return Err(reason),
-            Verdict::Reply(reply) => {
-                self.local.send(way, reply.to_vec());
-                return Ok(());
-            }
-        }
+        // A response to an initiation of ours names its index, which nobody can guess: it needs no proof of address, and a
+        // flood of initiations must not stand in its way.
         if kind == WireGuard::Response {
             let index = receiver_of(message, 8).ok_or(Drop::Malformed)?;
             if let Some(server) = self.local.servers.iter_mut().find(|server| server.owns(index)) {
@@ -190,6 +191,14 @@ impl Node {
             }
             let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
             return self.with_peer(id, |peer, local| peer.handle_response(now, local, way, index, message));
+        }
+        match self.gate.judge(now, &self.local.identity, way.remote, message, &mut self.local.rng) {
+            Verdict::Pass => {}
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Reply(reply) => {
+                self.local.send(way, reply.to_vec());
+                return Ok(());
+            }
         }
         let received = Received::open(&self.local.identity, message)?;
         let id = self.by_key.get(&received.peer).copied().ok_or(Drop::Unauthentic)?;
@@ -244,7 +253,10 @@ impl Node {
         match servers[number].handle_sealed(now, kind, way.remote, datagram)? {
             Word::Nothing => Ok(()),
             Word::Moved { .. } => {
-                self.on_network_changed(now);
+                if self.moved_at.is_none_or(|at| now.since(at) >= MOVED_INTERVAL) {
+                    self.moved_at = Some(now);
+                    self.on_network_changed(now, false);
+                }
                 Ok(())
             }
             Word::Absent { to } => {
@@ -375,14 +387,20 @@ impl Node {
     /// at the start and whenever they, or the default route, changed.
     pub fn handle_addresses(&mut self, now: Instant, addresses: &[ipnet::IpNet]) {
         self.local.addresses = addresses.to_vec();
-        self.on_network_changed(now);
+        self.on_network_changed(now, true);
     }
 
-    fn on_network_changed(&mut self, now: Instant) {
+    /// The wall clock reads this. To be told now and then; what it means is [`WallClock::adjust`]'s to say.
+    pub fn handle_wall_clock(&mut self, now: Instant, wall: Wall) {
+        self.local.clock.adjust(now, wall);
+    }
+
+    /// `renew`: the registrations may be at addresses that are ours no longer.
+    fn on_network_changed(&mut self, now: Instant, renew: bool) {
         let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
         let scout = self.local.ids.next();
         self.local.discovery.start(now, self.config.listen_port, &own, scout);
-        for server in &mut self.local.servers {
+        for server in self.local.servers.iter_mut().filter(|_| renew) {
             server.renew(now);
         }
         self.handle_timeout(now);
@@ -508,7 +526,7 @@ impl Node {
             self.local.discovery.close();
             self.settle(now);
             self.local.discovery = new_discovery(&self.config, &mut self.local.rng);
-            self.on_network_changed(now);
+            self.on_network_changed(now, true);
         }
         self.stirred = true;
         self.handle_timeout(now);

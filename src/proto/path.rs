@@ -52,6 +52,10 @@ pub enum Goal {
     Move(Method),
     /// The caller's choice, to be told to the called member.
     Choose,
+    /// The caller's choice, from an address that its call did not name: followed if it works.
+    Follow(Method),
+    /// Does the peer speak the DUDP family at all? Asked once.
+    Greet,
     /// A user wants to know how long it takes. Asked once.
     Ping(u64),
 }
@@ -68,7 +72,11 @@ struct Challenge {
 impl Challenge {
     /// When it is repeated or given up. A ping is asked once, and may take longer than a repetition would wait: satellites do.
     fn due(&self) -> Instant {
-        self.sent + if matches!(self.goal, Goal::Ping(_)) { RETRY * 5 } else { RETRY }
+        self.sent + if self.is_asked_once() { RETRY * 5 } else { RETRY }
+    }
+
+    fn is_asked_once(&self) -> bool {
+        matches!(self.goal, Goal::Ping(_) | Goal::Greet)
     }
 }
 
@@ -89,6 +97,8 @@ pub struct Paths {
     unanswered_since: Option<Instant>,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
+    /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
+    watched: bool,
 }
 
 impl Paths {
@@ -102,6 +112,11 @@ impl Paths {
 
     pub fn is_current(&self, way: Way) -> bool {
         self.current.is_some_and(|path| path.way == way)
+    }
+
+    /// The peer answers probes: from now on its silence is asked about.
+    pub fn watch(&mut self) {
+        self.watched = true;
     }
 
     /// Takes `way` into use.
@@ -128,7 +143,12 @@ impl Paths {
     pub fn lose(&mut self) {
         self.current = None;
         self.unanswered_since = None;
-        self.challenges.retain(|challenge| matches!(challenge.goal, Goal::Move(_)));
+        self.challenges.clear();
+    }
+
+    /// That socket is closed: nothing is asked from it any more.
+    pub fn forget_socket(&mut self, socket: SocketId) {
+        self.challenges.retain(|challenge| challenge.way.socket != socket);
     }
 
     /// Payload went out.
@@ -176,7 +196,7 @@ impl Paths {
 
     /// When the path in use is to be asked.
     fn check_due(&self) -> Option<Instant> {
-        self.current?;
+        self.current.filter(|_| self.watched)?;
         if self.challenges.iter().any(|challenge| matches!(challenge.goal, Goal::Check | Goal::Choose)) {
             return None;
         }
@@ -208,8 +228,8 @@ impl Paths {
             if now < challenge.due() {
                 return true;
             }
-            if matches!(challenge.goal, Goal::Ping(_)) || challenge.tries >= TRIES {
-                if !matches!(challenge.goal, Goal::Ping(_)) && current == Some(challenge.way) {
+            if challenge.is_asked_once() || challenge.tries >= TRIES {
+                if !challenge.is_asked_once() && current == Some(challenge.way) {
                     lost = Some(challenge.way);
                 }
                 return false;
@@ -261,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_path_on_which_the_peer_is_heard_is_never_asked() {
-        let mut paths = Paths::default();
+        let mut paths = Paths { watched: true, ..Paths::default() };
         let mut now = Instant::default();
         paths.adopt(now, way(1), Method::Punch, true);
         for _ in 0..10 {
@@ -273,7 +293,7 @@ mod tests {
 
     #[test]
     fn payload_without_an_answer_makes_the_path_be_asked_and_lost_within_four_seconds() {
-        let mut paths = Paths::default();
+        let mut paths = Paths { watched: true, ..Paths::default() };
         let now = Instant::default() + Duration::from_secs(9);
         paths.adopt(now, way(1), Method::Punch, true);
         paths.note_sent(now);
@@ -282,7 +302,7 @@ mod tests {
 
     #[test]
     fn an_answer_counts_only_for_the_way_that_was_asked() {
-        let mut paths = Paths::default();
+        let mut paths = Paths { watched: true, ..Paths::default() };
         let now = Instant::default();
         paths.adopt(now, way(1), Method::Punch, false);
         assert!(paths.challenge(now, way(2), Goal::Move(Method::Roamed), 7).is_some());
@@ -297,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_nearer_path_improves_a_proved_one_and_another_of_its_kind_does_not() {
-        let mut paths = Paths::default();
+        let mut paths = Paths { watched: true, ..Paths::default() };
         assert!(paths.improves(Method::Shotgun));
         paths.adopt(Instant::default(), way(1), Method::Shotgun, true);
         assert!(!paths.improves(Method::Punch));
@@ -306,7 +326,7 @@ mod tests {
 
     #[test]
     fn challenges_have_a_cap() {
-        let mut paths = Paths::default();
+        let mut paths = Paths { watched: true, ..Paths::default() };
         for port in 0..100 {
             paths.challenge(Instant::default(), way(port), Goal::Move(Method::Roamed), u64::from(port));
         }

@@ -30,6 +30,7 @@ use super::path::{Ask, Goal, Paths, Way, method_of};
 use super::probe::{Ack, Ack2};
 use super::punch::{Punch, Role};
 use super::snapshot::{self, Method};
+use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Payload, Tunnel, TunnelEvent};
 use super::wire::{Dudp, HEADER_LEN};
 use super::{Instant, Packet, SocketId};
@@ -61,8 +62,16 @@ pub struct Peer {
     is_member: bool,
     /// Where the handshake that we responded to came from, until its session is confirmed.
     handshake_from: Option<Way>,
+    /// The new address of a stock WireGuard peer that was last tried, and when.
+    followed: Option<(Way, Instant)>,
     /// The call that was answered last, and the answer, for when the answer is lost.
     answered: Option<Answered>,
+    /// The session of the last punch, for probes that outlive it.
+    punched_index: Option<u32>,
+    /// The peer was not registered when it was called last.
+    absent: bool,
+    /// This call may become a hard one, by what our own NAT does.
+    claims_hard: bool,
     /// The main socket has a mapping towards this peer already, perhaps at a port that nobody knows.
     main_was_used: bool,
     /// Sockets that outlive their punch: the one that the path in use goes by.
@@ -144,6 +153,7 @@ struct Spent {
 struct Answered {
     passed: Vec<u8>,
     answer: Vec<u8>,
+    at: Instant,
 }
 
 impl Peer {
@@ -162,7 +172,11 @@ impl Peer {
             failures: 0,
             is_member: false,
             handshake_from: None,
+            followed: None,
             answered: None,
+            punched_index: None,
+            absent: false,
+            claims_hard: false,
             main_was_used: false,
             kept_socket: None,
             waiting_pings: Vec::new(),
@@ -227,6 +241,10 @@ impl Peer {
 
     pub fn handle_resolved(&mut self, now: Instant, addresses: &[std::net::IpAddr]) {
         let Some(port) = self.config.endpoint.as_ref().map(|at| at.port) else { return };
+        // A name that can't be resolved just now takes nothing away.
+        if addresses.is_empty() {
+            return;
+        }
         self.endpoints = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
         if !self.is_connected(now) && matches!(self.call, Call::Idle | Call::Resting { .. }) {
             self.call = Call::Resting { until: now };
@@ -280,6 +298,15 @@ impl Peer {
             self.paths.note_heard(now, way);
             return;
         }
+        if matches!(self.call, Call::Punching(_)) {
+            // The first packet after the punch may be payload.
+            let method = self.punch_method(way);
+            if self.paths.current().is_none() && self.is_known(way) {
+                self.adopt(now, local, way, method, false);
+            }
+            self.challenge(now, local, way, Goal::Move(method));
+            return;
+        }
         let confirmed = self.handshake_from.take_if(|from| *from == way).is_some();
         if self.paths.current().is_none() || (confirmed && !self.is_member) {
             // It came on a session whose handshake went to and fro here, or there is nothing to lose.
@@ -287,8 +314,10 @@ impl Peer {
             self.adopt(now, local, way, method, confirmed);
         } else if self.is_member {
             self.challenge(now, local, way, Goal::Move(Method::Roamed));
-        } else if matches!(self.call, Call::Idle | Call::Resting { .. }) {
-            // Stock WireGuard answers no probe, but it answers a handshake; the answer proves the new address.
+        } else if self.followed.is_none_or(|(to, at)| to != way || now.since(at) >= REKEY_TIMEOUT) {
+            // Stock WireGuard answers no probe, but it answers a handshake; the answer proves the new address. Another
+            // handshake before that one is answered would undo it.
+            self.followed = Some((way, now));
             self.initiate(now, local, way);
         }
     }
@@ -329,6 +358,10 @@ impl Peer {
         index: u32,
         message: &[u8],
     ) -> Result<(), Drop> {
+        if matches!(&self.call, Call::Calling(calling) if calling.index == index) {
+            // The answer to a call comes through the server, sealed: a server that sends its half of it from elsewhere lies.
+            return Err(Drop::Unknown);
+        }
         self.tunnel.handle_response(now, index, message)?;
         if self.paths.is_current(way) {
             self.paths.note_heard(now, way);
@@ -351,7 +384,7 @@ impl Peer {
     ) -> Result<(), Drop> {
         let index = super::rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
         let body = self.tunnel.open_probe(now, HEADER_LEN, datagram)?;
-        self.is_member = true;
+        self.note_member();
         self.paths.note_heard(now, way);
         match kind {
             Dudp::Ack => {
@@ -371,6 +404,12 @@ impl Peer {
         Ok(())
     }
 
+    /// It speaks the family, so its paths can be asked.
+    fn note_member(&mut self) {
+        self.is_member = true;
+        self.paths.watch();
+    }
+
     /// The peer is at `way`, and gets through to us.
     fn on_ack(&mut self, now: Instant, local: &mut Local, way: Way, ack: Ack) {
         if self.paths.is_current(way) {
@@ -385,13 +424,18 @@ impl Peer {
             _ => (false, false),
         };
         let method = via.unwrap_or_else(|| self.punch_method(way));
+        let known = self.is_known(way);
         if ack.chosen && (called || !punching) {
-            // The caller decides. Payload follows at once; that the way works in both directions, its choice says.
-            self.adopt(now, local, way, method, true);
-            self.settle(local, way);
-        } else if self.paths.current().is_none() {
+            // The caller decides. Payload follows at once to an address that its sealed call named; that the way works in both
+            // directions, its choice says. Any other address is asked first.
+            if known {
+                self.adopt(now, local, way, method, true);
+                self.settle(local, way);
+            } else {
+                self.challenge(now, local, way, Goal::Follow(method));
+            }
+        } else if known && self.paths.current().is_none() {
             self.adopt(now, local, way, method, false);
-            self.stop_punch();
             self.challenge(now, local, way, Goal::Move(method));
         } else {
             self.challenge(now, local, way, Goal::Move(method));
@@ -402,7 +446,11 @@ impl Peer {
     fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
         if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
             match goal {
-                Goal::Check => {}
+                Goal::Check | Goal::Greet => {}
+                Goal::Follow(method) => {
+                    self.adopt(now, local, way, method, true);
+                    self.settle(local, way);
+                }
                 Goal::Ping(token) => local.tell(Event::Pong { token, rtt }),
                 Goal::Choose => self.settle(local, way),
                 Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
@@ -433,28 +481,37 @@ impl Peer {
         if let Some(rtt) = rtt {
             self.paths.note_rtt(rtt);
         }
-        self.stop_punch();
         if !called {
             self.challenge(now, local, way, Goal::Choose);
         }
     }
 
-    fn stop_punch(&mut self) {
-        if let Call::Punching(punching) = &mut self.call {
-            punching.punch.stop();
-        }
+    /// Whether a way leads to an address that the peer's sealed report names.
+    fn is_known(&self, way: Way) -> bool {
+        let Call::Punching(punching) = &self.call else { return false };
+        let ip = way.remote.ip();
+        let theirs = &punching.theirs;
+        theirs.tuple.is_some_and(|tuple| tuple.ip() == ip)
+            || theirs.candidates.iter().any(|candidate| candidate.address.ip() == ip)
     }
 
     /// Takes a way into use, and sends what waited for one.
     fn adopt(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, proved: bool) {
         let news = self.paths.current().is_none();
         self.paths.adopt(now, way, method, proved);
+        // No more shots, and above all no new row, whose sockets would take the place of the one that the path goes by.
+        if let Call::Punching(punching) = &mut self.call {
+            punching.punch.stop();
+        }
         if let Some(old) = self.kept_socket.filter(|old| *old != way.socket) {
             local.close_socket(old);
+            self.paths.forget_socket(old);
             self.kept_socket = None;
         }
         self.failures = 0;
         self.failed = false;
+        self.absent = false;
+        self.wanted = self.config.connect == Connect::Always;
         self.why = Some(self.found_by(method));
         self.tunnel.set_keepalive(now, Some(KEEPALIVE));
         match self.call {
@@ -474,6 +531,10 @@ impl Peer {
             local.tell(Event::Connected { peer: self.config.name.clone(), endpoint: way.remote, method, after });
         }
         self.flush(now, local);
+        if news && !self.is_member {
+            // A member answers this; stock WireGuard drops it, and is sent no other.
+            self.challenge(now, local, way, Goal::Greet);
+        }
         for token in std::mem::take(&mut self.waiting_pings) {
             self.challenge(now, local, way, Goal::Ping(token));
         }
@@ -483,6 +544,8 @@ impl Peer {
     fn settle(&mut self, local: &mut Local, way: Way) {
         if matches!(self.call, Call::Punching(_)) {
             self.end_call(local, Some(way.socket));
+            self.call_began = None;
+            self.spent = Spent::default();
         }
     }
 
@@ -504,7 +567,8 @@ impl Peer {
     fn send_keepalive(&mut self, now: Instant, local: &mut Local) {
         let Some(way) = self.way() else { return };
         let mut packet = Packet::with_capacity(0);
-        if self.tunnel.is_established(now) && self.tunnel.seal(now, &mut packet) {
+        // Where the session is too old, this raises the handshake that makes a new one.
+        if self.tunnel.seal(now, &mut packet) {
             local.send_packet(way, &packet);
         }
     }
@@ -529,7 +593,7 @@ impl Peer {
     fn probe_index(&self) -> Option<u32> {
         match &self.call {
             Call::Punching(punching) => Some(punching.index),
-            _ => self.tunnel.current_index(),
+            _ => self.tunnel.current_index().or(self.punched_index),
         }
     }
 
@@ -562,8 +626,6 @@ impl Peer {
                     self.ask(now, local, ask);
                 }
             }
-            // Stock WireGuard answers no probe; whether it is there, WireGuard's own timers tell.
-            Err(_) if !self.is_member => {}
             Err(way) => self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote)),
         }
         self.drive(now, local);
@@ -578,7 +640,13 @@ impl Peer {
         local.tell(Event::Lost { peer: self.config.name.clone(), why: why.clone() });
         self.why = Some(why);
         self.wanted |= self.config.connect == Connect::Always;
-        if let Call::Idle | Call::Resting { .. } | Call::Punching(_) = self.call {
+        // A punch that still shoots is the cure; one that stopped had only found what is lost now.
+        let ends = match &self.call {
+            Call::Idle | Call::Resting { .. } => true,
+            Call::Punching(punching) => punching.punch.is_stopped(),
+            Call::Knocking { .. } | Call::Surveying { .. } | Call::Calling(_) => false,
+        };
+        if ends {
             self.end_call(local, None);
             self.call = Call::Resting { until: now };
         }

@@ -193,6 +193,10 @@ impl Punch {
         Some((fired.socket, fired.to, fired.at))
     }
 
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// No more shots: something was heard. Sockets stay open until [`Punch::close`], for the caller may choose any of them.
     pub fn stop(&mut self) {
         self.stopped = true;

@@ -56,6 +56,14 @@ impl WallClock {
         Self { base: now, wall }
     }
 
+    /// The wall clock was set, after the start: a step forward is followed, because a machine without a battery starts in the
+    /// past, and peers that know us from before then refuse our handshakes. A step back is not: time only grows.
+    pub fn adjust(&mut self, now: Instant, wall: Wall) {
+        if wall > self.at(now) {
+            *self = Self::new(now, wall);
+        }
+    }
+
     pub fn at(&self, now: Instant) -> Wall {
         Wall(self.wall.0 + now.since(self.base))
     }

@@ -14,6 +14,8 @@ use crate::proto::{Instant, SocketId};
 /// been on its way.
 const CROSSED: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// A peer's calls are answered at most this often: each costs volleys, at addresses that the caller names.
+const CALL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
 /// volley lets the caller's in.
@@ -54,13 +56,16 @@ impl Peer {
         if received.peer != self.config.public_key {
             return Err(Drop::Unauthentic);
         }
+        if self.answered.as_ref().is_some_and(|answered| now.since(answered.at) < CALL_INTERVAL) {
+            return Err(Drop::Overload);
+        }
         if !self.tunnel.is_new(&received) {
             return Err(Drop::Replayed);
         }
         let call = received.exports.call.open(sealed).ok_or(Drop::Unauthentic)?;
         let call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
         if !self.config.calls.answers() {
-            return self.refuse(now, local, server, received, call.id, Reason::Unwilling);
+            return self.refuse(now, local, server, passed, received, (call.id, Reason::Unwilling));
         }
         if self.has_precedence(now, local) {
             return Ok(());
@@ -93,14 +98,16 @@ impl Peer {
         now: Instant,
         local: &mut Local,
         server: usize,
+        passed: &[u8],
         received: Received,
-        id: CallId,
-        reason: Reason,
+        (id, reason): (CallId, Reason),
     ) -> Result<(), Drop> {
         let index = received.index.to_le_bytes();
         let key = self.tunnel.refuse_initiation(now, received)?;
         let sealed = key.seal(&Abort { id, reason }.encode());
-        self.pass(now, local, server, [[ABORT].as_slice(), &index, &sealed].concat());
+        let answer = [[ABORT].as_slice(), &index, &sealed].concat();
+        self.pass(now, local, server, answer.clone());
+        self.answered = Some(Answered { passed: passed.to_vec(), answer, at: now });
         Ok(())
     }
 
@@ -124,8 +131,8 @@ impl Peer {
         if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
             self.end_sockets(local, socket, fresh);
             // A replay gets no abort, and needs none.
-            let _ = self.refuse(now, local, server, received, call.id, Reason::Busy);
-            self.rest(now, local, BUSY_REST);
+            let _ = self.refuse(now, local, server, &passed, received, (call.id, Reason::Busy));
+            self.pause(now, local, BUSY_REST);
             return;
         }
         let index = local.new_index(self.id);
@@ -138,7 +145,7 @@ impl Peer {
         let answer = Answer { id: call.id, report: ours.clone(), terms };
         let answer = [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat();
         self.pass(now, local, server, answer.clone());
-        self.answered = Some(Answered { passed, answer });
+        self.answered = Some(Answered { passed, answer, at: now });
         self.punch(now, local, setup, index, ours, call.report);
     }
 }

@@ -7,7 +7,7 @@ use rand_chacha::rand_core::RngCore;
 
 use super::{Call, Calling, ENDPOINT_FIRST, Peer, Punching, Purpose, Spent, words};
 use crate::proto::action::{Drop, Event};
-use crate::proto::config;
+use crate::proto::config::{self, Calls};
 use crate::proto::context::Local;
 use crate::proto::discovery::survey::Protocol;
 use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report, Terms};
@@ -15,7 +15,7 @@ use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan::{self, Outlook};
 use crate::proto::probe::Ack;
-use crate::proto::punch::{Load, Punch, Role, Setup, Shot, Step};
+use crate::proto::punch::{self, Load, Punch, Role, Setup, Shot, Step};
 use crate::proto::snapshot::Method;
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
 use crate::proto::wire::Dudp;
@@ -41,6 +41,12 @@ pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// Between two tries of one call, for the caller.
 const AGAIN: Duration = Duration::from_millis(100);
+/// A peer that is not registered may be just starting; one that stays away calls by itself when it comes back, unless its
+/// owner forbids that.
+const ABSENT_REST: Duration = Duration::from_millis(300);
+const LONGEST_ABSENT_REST: Duration = Duration::from_secs(120);
+/// Another hard call of our own goes first: most take a few round trips.
+const TURN_REST: Duration = Duration::from_millis(200);
 /// The called member was in another hard call: those take about as long.
 pub(super) const BUSY_REST: Duration = Duration::from_millis(1500);
 /// A member that does not want us will not want us in a second either.
@@ -88,7 +94,11 @@ impl Peer {
     }
 
     pub fn is_in_hard_call(&self) -> bool {
-        matches!(&self.call, Call::Punching(punching) if punching.punch.is_hard())
+        match &self.call {
+            Call::Punching(punching) => punching.punch.is_hard(),
+            Call::Surveying { purpose: Purpose::Place, .. } | Call::Calling(_) => self.claims_hard,
+            Call::Idle | Call::Knocking { .. } | Call::Resting { .. } | Call::Surveying { .. } => false,
+        }
     }
 
     pub(super) fn drive_call(&mut self, now: Instant, local: &mut Local) {
@@ -114,6 +124,13 @@ impl Peer {
         if !self.wanted || self.paths.current().is_some() {
             return;
         }
+        if let Some(name) = self.endpoint_name()
+            && (self.endpoints.is_empty() || self.failures > 0)
+        {
+            // It may stand for another address by now.
+            let name = name.to_owned();
+            local.act(Action::Resolve { name });
+        }
         if self.endpoints.is_empty() {
             self.begin_call(now, local);
             return;
@@ -125,38 +142,59 @@ impl Peer {
         local.step(&self.config.name, format!("shaking hands at the configured endpoint {remote}"));
         self.initiate(now, local, Way { socket: SocketId::main_for(&remote), remote });
         let can_call = self.config.calls.may_call() && local.connected_server().is_some();
-        let wait = if can_call { ENDPOINT_FIRST } else { REKEY_TIMEOUT };
+        // Longer each time: a satellite's round trip is longer than the first wait.
+        let wait = if can_call { ENDPOINT_FIRST * 2u32.pow(self.failures.min(4)) } else { REKEY_TIMEOUT };
+        let wait = wait.min(REKEY_TIMEOUT);
         self.call = Call::Knocking { until: now + wait };
     }
 
     /// Surveys, where that is due, and then places a call.
     fn begin_call(&mut self, now: Instant, local: &mut Local) {
         let has_endpoint = !self.endpoints.is_empty();
+        self.claims_hard = false;
         if !self.config.calls.may_call() || local.servers.is_empty() {
-            if has_endpoint {
+            if let Some(name) = self.endpoint_name().filter(|_| !has_endpoint) {
+                let why = format!("the endpoint's name {name} could not be resolved; it is tried again");
+                self.fail(now, local, why, FIRST_REST);
+            } else if has_endpoint {
                 let remote = self.endpoints[0];
                 let why = format!(
                     "nothing answers at the configured endpoint {remote}: check the address, the port, and the keys on both sides"
                 );
                 self.fail(now, local, why, FIRST_REST);
             } else {
-                self.why.get_or_insert_with(|| "waits for the peer to call".to_owned());
+                let why = match (self.config.calls, local.servers.is_empty()) {
+                    (_, true) => "no endpoint and no rendezvous server are configured: waits for the peer's handshake",
+                    (Calls::None, false) => "`calls = \"none\"` and no endpoint: neither side may call the other",
+                    (Calls::In | Calls::Both | Calls::Out, false) => "waits for the peer to call, as `calls` says",
+                };
+                self.why.get_or_insert_with(|| why.to_owned());
             }
             return;
         }
         if local.connected_server().is_none() {
             self.why = Some("no rendezvous server answers, so there is nobody to pass a call".to_owned());
-            if has_endpoint {
+            if self.endpoint_name().is_some() || has_endpoint {
                 self.rest(now, local, FIRST_REST);
             }
             return;
         }
-        if local.hard_call.is_some_and(|peer| peer != self.id) && local.discovery.moves() {
-            self.rest(now, local, BUSY_REST);
-            return;
+        if local.discovery.moves() {
+            if local.hard_call.is_some_and(|peer| peer != self.id) {
+                self.pause(now, local, TURN_REST);
+                return;
+            }
+            self.claims_hard = true;
+            local.hard_call = Some(self.id);
         }
         self.call_began.get_or_insert(now);
-        self.survey(now, local, Purpose::Place);
+        if self.absent {
+            // A new look at the NAT is worth its packets once the peer is there: if this call is answered and comes to nothing,
+            // the next try looks.
+            self.place_call(now, local, SocketId::MAIN_V4);
+        } else {
+            self.survey(now, local, Purpose::Place);
+        }
     }
 
     pub(super) fn survey(&mut self, now: Instant, local: &mut Local, purpose: Purpose) {
@@ -245,12 +283,13 @@ impl Peer {
             return;
         }
         let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
-        if self.failures == 0 {
+        self.absent = true;
+        if self.failures < 2 {
             // Two members that start at the same time are not news; the other one's call is on its way.
             self.why = Some(why.to_owned());
-            self.rest(now, local, FIRST_REST);
+            self.rest(now, local, ABSENT_REST);
         } else {
-            self.fail(now, local, why.to_owned(), FIRST_REST);
+            self.fail(now, local, why.to_owned(), ABSENT_REST);
         }
         self.drive(now, local);
     }
@@ -269,6 +308,12 @@ impl Peer {
         terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms };
         let setup = call.setup(local, self.spent, now, socket, fresh);
+        if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
+            self.end_sockets(local, socket, fresh);
+            self.pause(now, local, TURN_REST);
+            return Ok(());
+        }
+        self.absent = false;
         self.punch(now, local, setup, index, report, answer.report);
         self.drive(now, local);
         Ok(())
@@ -289,7 +334,7 @@ impl Peer {
             }
             Reason::Busy => {
                 self.why = Some("the peer is in another hard call; this one is tried again in a moment".to_owned());
-                self.rest(now, local, BUSY_REST);
+                self.pause(now, local, BUSY_REST);
             }
         }
         Ok(())
@@ -306,7 +351,8 @@ impl Peer {
     ) {
         local.step(&self.config.name, words::plan(&setup, &ours, &theirs));
         self.main_was_used |= setup.reported == SocketId::MAIN_V4;
-        self.is_member = true;
+        self.note_member();
+        self.punched_index = Some(index);
         let punch = Punch::new(now, setup);
         self.call = Call::Punching(Box::new(Punching { punch, index, ours, theirs }));
         self.drive_punch(now, local);
@@ -349,11 +395,14 @@ impl Peer {
         let Call::Punching(punching) = &self.call else { return };
         if self.paths.current().is_some() {
             self.end_call(local, None);
+            self.call_began = None;
+            self.spent = Spent::default();
             return;
         }
         let elapsed = now.since(self.call_began.unwrap_or(now));
         let poor = !matches!(punching.punch.outlook(), Outlook::Good);
-        let left = self.spent.probes.saturating_add(punching.punch.probes_used()) < local.punch.probes;
+        let left = self.spent.probes.saturating_add(punching.punch.probes_used()) < local.punch.probes
+            && self.spent.sockets.saturating_add(punching.punch.sockets_used()) < local.punch.sockets;
         if elapsed + LONGEST_ROUND < local.punch.timeout && left && !poor {
             // The caller goes first, so that the two do not cross.
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN * 6 };
@@ -384,6 +433,7 @@ impl Peer {
                 let keep = keep.or(self.paths.current().map(|path| path.way.socket));
                 for socket in punching.punch.close(keep) {
                     local.discovery.forget_scout(socket);
+                    self.paths.forget_socket(socket);
                     local.close_socket(socket);
                 }
                 if let Some(kept) = keep.filter(|socket| *socket >= SocketId::FIRST_EXTRA) {
@@ -395,10 +445,6 @@ impl Peer {
             Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
         }
-        if self.paths.current().is_some() {
-            self.call_began = None;
-            self.spent = Spent::default();
-        }
     }
 
     pub(super) fn end_sockets(&mut self, local: &mut Local, reported: SocketId, fresh: Option<SocketId>) {
@@ -409,6 +455,11 @@ impl Peer {
     }
 
     fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
+        if self.paths.current().is_some() {
+            // A call that came to nothing beside a path that works is no news.
+            self.end_call(local, None);
+            return;
+        }
         // The same news is no news: a peer that is off for a night is told of once.
         if !self.failed || self.why.as_ref() != Some(&why) {
             local.tell(Event::CallFailed { peer: self.config.name.clone(), why: why.clone() });
@@ -421,12 +472,20 @@ impl Peer {
     /// Waits before the next try, longer each time.
     pub(super) fn rest(&mut self, now: Instant, local: &mut Local, first: Duration) {
         self.end_call(local, None);
-        let wait = (first * 2u32.pow(self.failures.min(6))).min(LONGEST_REST.max(first));
+        let longest = if self.absent { LONGEST_ABSENT_REST } else { LONGEST_REST };
+        let wait = (first * 2u32.pow(self.failures.min(10))).min(longest.max(first));
         self.failures = self.failures.saturating_add(1);
         // A quarter of jitter, so that two sides that fail together do not go on to meet in the same way.
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 1024.0);
         self.call_began = None;
         self.spent = Spent::default();
+        self.call = Call::Resting { until: now + wait + jitter };
+    }
+
+    /// Waits for its turn, which is nobody's failure.
+    pub(super) fn pause(&mut self, now: Instant, local: &mut Local, wait: Duration) {
+        self.end_call(local, None);
+        let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 256.0);
         self.call = Call::Resting { until: now + wait + jitter };
     }
 }

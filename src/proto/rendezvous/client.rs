@@ -22,7 +22,10 @@ use crate::proto::{Action, Event, Instant, SocketId, Transmit, Wall};
 /// A handshake that is not answered is tried again after this long, doubled each time up to [`LONGEST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// So that a server that comes back is found within this long.
-const LONGEST_RETRY: Duration = Duration::from_secs(16);
+/// One packet in 20 s is what a server may cost.
+const LONGEST_RETRY: Duration = Duration::from_secs(20);
+/// A DUDP_RESET is heeded at most this often: it is not sealed.
+const RESET_INTERVAL: Duration = Duration::from_secs(5);
 /// A registration that is not answered is repeated after this long, [`REGISTER_TRIES`] times in all.
 const REGISTER_RETRY: Duration = Duration::from_secs(1);
 const REGISTER_TRIES: u32 = 4;
@@ -44,6 +47,8 @@ pub struct Client {
     rtt: Option<Duration>,
     /// Where the server sees us.
     public: Option<SocketAddr>,
+    /// When it last said that it does not know us.
+    reset_at: Option<Instant>,
     transmits: VecDeque<Transmit>,
     actions: VecDeque<Action>,
 }
@@ -110,6 +115,7 @@ impl Client {
             handshake: Handshake::Rest { until: now },
             rtt: None,
             public: None,
+            reset_at: None,
             transmits: VecDeque::new(),
             actions: VecDeque::new(),
         }
@@ -296,10 +302,22 @@ impl Client {
 
     /// The server says that it does not know our session.
     pub fn handle_reset(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), Drop> {
-        let registration = self.session.as_mut().ok_or(Drop::Unknown)?;
+        let registration = self.session.as_ref().ok_or(Drop::Unknown)?;
         if datagram.len() != RESET_LEN || from != registration.address {
             return Err(Drop::Malformed);
         }
+        let mut reader = Reader::new(&datagram[HEADER_LEN..]);
+        let index = reader.array().map(u32::from_le_bytes);
+        let counter = reader.array().map(u64::from_le_bytes);
+        // It must name a packet that we sent: who does not see our packets can't make one.
+        let session = &registration.session;
+        if index != Some(session.remote_index) || counter.is_none_or(|counter| counter >= session.sealer.sealed()) {
+            return Err(Drop::Unauthentic);
+        }
+        if self.reset_at.is_some_and(|at| now.since(at) < RESET_INTERVAL) {
+            return Err(Drop::Overload);
+        }
+        self.reset_at = Some(now);
         if let Handshake::Rest { .. } = self.handshake {
             self.handshake = Handshake::Rest { until: now };
         }
