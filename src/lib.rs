@@ -3,4 +3,14 @@
 
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod driver;
+pub mod io;
+pub mod logging;
+pub mod netcheck;
 pub mod proto;
+pub mod serve;
+pub mod status;

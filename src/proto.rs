@@ -11,14 +11,32 @@
 //! - Everything that the network can make grow has a cap, and the cap is a named constant.
 
 pub mod action;
+pub mod allowed_ips;
+pub mod codec;
 pub mod config;
+pub mod context;
+pub mod cookie;
 pub mod discovery;
+pub mod ip;
 pub mod keys;
+pub mod message_control;
+pub mod nat;
 pub mod node;
+pub mod noise;
 pub mod packet;
+pub mod path;
+pub mod peer;
+pub mod plan;
+pub mod probe;
+pub mod punch;
 pub mod rendezvous;
+pub mod replay;
+pub mod session;
 pub mod snapshot;
+pub mod stun;
 pub mod time;
+pub mod tunnel;
+pub mod wire;
 
 pub use action::{Action, Event, SocketId, Transmit};
 pub use packet::Packet;

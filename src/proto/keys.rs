@@ -165,11 +165,11 @@ mod tests {
         let hex = |text: &str| -> [u8; 32] {
             std::array::from_fn(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("hex"))
         };
-        let alice =
-            PrivateKey::from_bytes(hex("77076d0a7318a57d3c16c17251b26645cc4c1ea2a6a2e3a0a3b7a8a4a5a1a5a5").map(|b| b));
+        let alice = PublicKey(hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"));
         let bob = PrivateKey::from_bytes(hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
         assert_eq!(bob.public().0, hex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"));
-        assert_eq!(alice.agree(&bob.public()), bob.agree(&alice.public()));
+        let shared = hex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
+        assert_eq!(bob.agree(&alice), Some(shared));
     }
 
     #[test]

@@ -1,14 +1,64 @@
-//! A mesh member: composes the machines and tells datagrams apart.
+//! A mesh member: composes the machines, and tells datagrams apart.
+//!
+//! ```text
+//! data out   TUN ─► handle_tun ─► route by destination ─► peer: tunnel seals ─► path ─► UDP
+//! data in    UDP ─► handle_datagram ─► index ─► peer: tunnel opens ─► source allowed? ─► TUN
+//! a call     rendezvous client ─► peer: survey, call, answer ─► punch ─► path
+//! ```
+//!
+//! One owner of everything; peers borrow what is not theirs ([`Local`]) for the length of one input. Deadlines stand in one
+//! table, so that a member of 1,000 peers looks only at those that are due.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-use super::action::Drops;
-use super::config::Config;
-use super::snapshot::{PortMapping, Snapshot};
-use super::{Action, Instant, Packet, SocketId, Transmit, Wall};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::action::{Drop, Drops};
+use super::allowed_ips::AllowedIps;
+use super::config::{self, Config};
+pub use super::context::MappedPort;
+use super::context::{Local, Output, PeerId};
+use super::cookie::{Gate, Verdict, reply_receiver};
+use super::discovery;
+use super::ip::Header;
+use super::keys::PublicKey;
+use super::noise::{Identity, Received};
+use super::path::Way;
+use super::peer::Peer;
+use super::punch::SocketIds;
+use super::rendezvous::{self, client::Word};
+use super::session::receiver_of;
+use super::snapshot::{self, Snapshot};
+use super::time::WallClock;
+use super::wire::{Dudp, Kind, WireGuard};
+use super::{Action, Event, Instant, Packet, SocketId, Transmit, Wall};
+
+/// More handshake messages a second than this, and proof of address is asked for: a member of 1,000 peers that all restart
+/// stays below it, and it is a tenth of what one core can do at about 150 µs each.
+const BUSY_PER_S: u32 = 600;
 
 /// One mesh member, whole. Single owner, no locks; see [`crate::proto`] for how it is driven.
-pub struct Node {}
+pub struct Node {
+    config: Config,
+    local: Local,
+    gate: Gate,
+    routes: AllowedIps<PeerId>,
+    peers: BTreeMap<PeerId, Peer>,
+    by_key: BTreeMap<PublicKey, PeerId>,
+    next_peer: PeerId,
+    /// When which peer is to be looked at.
+    deadlines: BTreeSet<(Instant, PeerId)>,
+    next_ping: u64,
+    /// Whether the NAT's kind was told.
+    nat_told: Option<String>,
+    /// Something that calls wait for may have come.
+    stirred: bool,
+    drops: Drops,
+    resolving: BTreeSet<String>,
+    out: VecDeque<Packet>,
+}
 
 /// Where a sealed packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,90 +67,564 @@ pub struct Route {
     pub to: SocketAddr,
 }
 
-/// A port mapping that a router granted, for the main IPv4 socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MappedPort {
-    pub external: SocketAddr,
-    pub by: PortMapping,
-}
-
 impl Node {
     /// A member that starts at `now`; `seed` is 32 bytes of the system's best randomness.
     pub fn new(config: Config, seed: [u8; 32], now: Instant, wall: Wall) -> Self {
-        todo!()
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let identity = Identity::new(config.private_key.clone());
+        let gate = Gate::new(identity.public(), BUSY_PER_S, &mut rng);
+        let discovery = new_discovery(&config, &mut rng);
+        let servers = new_servers(now, &identity, &config);
+        let mut node = Self {
+            local: Local {
+                identity,
+                clock: WallClock::new(now, wall),
+                rng,
+                listen_port: config.listen_port,
+                punch: config.punch,
+                addresses: Vec::new(),
+                inside: config.addresses.iter().map(ipnet::IpNet::trunc).collect(),
+                mapped: None,
+                discovery,
+                servers,
+                ids: SocketIds::default(),
+                indices: BTreeMap::new(),
+                out: VecDeque::new(),
+                hard_call: None,
+            },
+            gate,
+            routes: AllowedIps::default(),
+            peers: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            next_peer: 0,
+            deadlines: BTreeSet::new(),
+            next_ping: 0,
+            nat_told: None,
+            stirred: false,
+            drops: Drops::default(),
+            resolving: BTreeSet::new(),
+            out: VecDeque::new(),
+            config,
+        };
+        for peer in node.config.peers.clone() {
+            node.add_peer(now, peer);
+        }
+        node
+    }
+
+    fn add_peer(&mut self, now: Instant, config: config::Peer) {
+        let id = self.next_peer;
+        self.next_peer += 1;
+        self.by_key.insert(config.public_key, id);
+        for prefix in &config.allowed_ips {
+            self.routes.insert(*prefix, id);
+        }
+        let peer = Peer::new(now, id, config, &self.local, self.config.mtu);
+        if let Some(name) = peer.endpoint_name() {
+            self.local.act(Action::Resolve { name: name.to_owned() });
+        }
+        self.peers.insert(id, peer);
+        self.schedule(id);
     }
 
     /// A datagram came in on `socket`. `true`: `packet` now is an inner IP packet for the TUN device.
     pub fn handle_datagram(&mut self, now: Instant, socket: SocketId, from: SocketAddr, packet: &mut Packet) -> bool {
-        todo!()
+        let way = Way { socket, remote: from };
+        let outcome = self.dispatch(now, way, packet);
+        self.settle(now);
+        match outcome {
+            Ok(for_tun) => for_tun,
+            Err(reason) => {
+                self.drops.count(reason);
+                false
+            }
+        }
+    }
+
+    fn dispatch(&mut self, now: Instant, way: Way, packet: &mut Packet) -> Result<bool, Drop> {
+        match Kind::of(packet.bytes()).ok_or(Drop::Malformed)? {
+            Kind::WireGuard(WireGuard::Transport) => self.handle_transport(now, way, packet),
+            Kind::WireGuard(kind) => self.handle_handshake(now, way, kind, packet.bytes()).map(|()| false),
+            Kind::Stun => self.handle_discovery(now, packet.bytes()).map(|()| false),
+            Kind::Dudp(kind) => self.handle_dudp(now, way, kind, packet.bytes()).map(|()| false),
+        }
+    }
+
+    fn handle_transport(&mut self, now: Instant, way: Way, packet: &mut Packet) -> Result<bool, Drop> {
+        let index = receiver_of(packet.bytes(), 4).ok_or(Drop::Malformed)?;
+        let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
+        let peer = self.peers.get_mut(&id).ok_or(Drop::Unknown)?;
+        let header = peer.handle_transport(now, &mut self.local, way, packet);
+        self.schedule(id);
+        let Some(header) = header? else { return Ok(false) };
+        if self.routes.lookup(header.source) != Some(id) {
+            return Err(Drop::ForeignSource);
+        }
+        Ok(true)
+    }
+
+    fn handle_handshake(&mut self, now: Instant, way: Way, kind: WireGuard, message: &[u8]) -> Result<(), Drop> {
+        if kind == WireGuard::CookieReply {
+            let index = reply_receiver(message).ok_or(Drop::Malformed)?;
+            if let Some(server) = self.local.servers.iter_mut().find(|server| server.owns(index)) {
+                return server.handle_cookie_reply(now, message);
+            }
+            let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
+            let peer = self.peers.get_mut(&id).ok_or(Drop::Unknown)?;
+            return peer.tunnel.handle_cookie(now, index, message);
+        }
+        match self.gate.judge(now, &self.local.identity, way.remote, message, &mut self.local.rng) {
+            Verdict::Pass => {}
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Reply(reply) => {
+                self.local.send(way, reply.to_vec());
+                return Ok(());
+            }
+        }
+        if kind == WireGuard::Response {
+            let index = receiver_of(message, 8).ok_or(Drop::Malformed)?;
+            if let Some(server) = self.local.servers.iter_mut().find(|server| server.owns(index)) {
+                server.handle_response(now, way.remote, message, &mut self.local.rng)?;
+                self.stirred = true;
+                return Ok(());
+            }
+            let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
+            return self.with_peer(id, |peer, local| peer.handle_response(now, local, way, index, message));
+        }
+        let received = Received::open(&self.local.identity, message)?;
+        let id = self.by_key.get(&received.peer).copied().ok_or(Drop::Unauthentic)?;
+        self.with_peer(id, |peer, local| peer.handle_initiation(now, local, way, received))
+    }
+
+    fn with_peer(
+        &mut self,
+        id: PeerId,
+        act: impl FnOnce(&mut Peer, &mut Local) -> Result<(), Drop>,
+    ) -> Result<(), Drop> {
+        let peer = self.peers.get_mut(&id).ok_or(Drop::Unknown)?;
+        let outcome = act(peer, &mut self.local);
+        self.schedule(id);
+        outcome
+    }
+
+    fn handle_discovery(&mut self, now: Instant, datagram: &[u8]) -> Result<(), Drop> {
+        if !self.local.discovery.handle_datagram(now, datagram) {
+            return Err(Drop::Unknown);
+        }
+        self.stirred = true;
+        Ok(())
+    }
+
+    fn handle_dudp(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
+        match kind {
+            Dudp::PubInfo => self.handle_discovery(now, datagram),
+            Dudp::Ack | Dudp::Ack2 => {
+                let index = rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
+                let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
+                self.with_peer(id, |peer, local| peer.handle_probe(now, local, way, kind, datagram))
+            }
+            Dudp::Register | Dudp::MessageControl | Dudp::Reset => self.handle_server(now, way, kind, datagram),
+            // Requests are for servers.
+            Dudp::Start => Err(Drop::Malformed),
+        }
+    }
+
+    fn handle_server(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
+        let index = rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
+        if kind == Dudp::Reset {
+            // It names our packet's receiver, so the server's index and not ours: the address tells whose it is.
+            let mut outcome = Err(Drop::Unknown);
+            for server in &mut self.local.servers {
+                outcome = outcome.or(server.handle_reset(now, way.remote, datagram));
+            }
+            return outcome;
+        }
+        let servers = &mut self.local.servers;
+        let number = servers.iter().position(|server| server.owns(index)).ok_or(Drop::Unknown)?;
+        match servers[number].handle_sealed(now, kind, way.remote, datagram)? {
+            Word::Nothing => Ok(()),
+            Word::Moved { .. } => {
+                self.on_network_changed(now);
+                Ok(())
+            }
+            Word::Absent { to } => {
+                let id = self.by_key.get(&to).copied().ok_or(Drop::Unknown)?;
+                self.with_peer(id, |peer, local| {
+                    peer.handle_absent(now, local);
+                    Ok(())
+                })
+            }
+            Word::Deliver { from, passed } => {
+                let id = self.by_key.get(&from).copied().ok_or(Drop::Unauthentic)?;
+                self.with_peer(id, |peer, local| peer.handle_passed(now, local, number, &passed))
+            }
+        }
     }
 
     /// The TUN device gave an inner packet. `Some`: `packet` now is a datagram to send there.
     /// `None`: it was kept until there is a path, or dropped.
     pub fn handle_tun(&mut self, now: Instant, packet: &mut Packet) -> Option<Route> {
-        todo!()
+        let id = Header::parse(packet.bytes()).and_then(|header| self.routes.lookup(header.destination));
+        let Some((id, peer)) = id.and_then(|id| Some((id, self.peers.get_mut(&id)?))) else {
+            self.drops.count(Drop::NoRoute);
+            return None;
+        };
+        let way = peer.handle_packet(now, &mut self.local, packet);
+        self.schedule(id);
+        self.settle(now);
+        way.map(|way| Route { socket: way.socket, to: way.remote })
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        todo!()
+        let wall = self.local.wall(now);
+        let mut servers = std::mem::take(&mut self.local.servers);
+        for server in &mut servers {
+            server.handle_timeout(now, wall, &self.local.identity, &mut self.local.rng);
+        }
+        self.local.servers = servers;
+        if self.local.discovery.poll_timeout().is_some_and(|due| now >= due) {
+            self.local.discovery.handle_timeout(now);
+            self.stirred = true;
+        }
+        while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| now >= *due) {
+            self.deadlines.remove(&(due, id));
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.scheduled = None;
+                peer.handle_timeout(now, &mut self.local);
+                self.schedule_after(id, now);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Puts a peer at its place in the table of deadlines.
+    fn schedule(&mut self, id: PeerId) {
+        self.schedule_after(id, Instant::default());
+    }
+
+    /// As [`Node::schedule`], for a peer that was just looked at: it has done all that was due, so what it still calls due is
+    /// due a little later.
+    fn schedule_after(&mut self, id: PeerId, looked_at: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let is_hard = peer.is_in_hard_call();
+        if is_hard && self.local.hard_call.is_none() {
+            self.local.hard_call = Some(id);
+        } else if !is_hard && self.local.hard_call == Some(id) {
+            self.local.hard_call = None;
+        }
+        let floor = looked_at + std::time::Duration::from_nanos(u64::from(looked_at != Instant::default()));
+        let due = peer.poll_timeout().map(|due| due.max(floor));
+        if peer.scheduled == due {
+            return;
+        }
+        if let Some(old) = peer.scheduled {
+            self.deadlines.remove(&(old, id));
+        }
+        peer.scheduled = due;
+        if let Some(due) = due {
+            self.deadlines.insert((due, id));
+        }
+    }
+
+    /// Collects what the machines want done, and lets calls go on that waited for others.
+    fn settle(&mut self, now: Instant) {
+        self.local.collect_discovery();
+        for number in 0..self.local.servers.len() {
+            while let Some(action) = self.local.servers[number].poll_action() {
+                self.stirred |= matches!(action, Action::Event(Event::Registered { .. }));
+                self.local.act(action);
+            }
+            while let Some(transmit) = self.local.servers[number].poll_transmit() {
+                self.local.out.push_back(Output::Transmit(transmit));
+            }
+        }
+        if std::mem::take(&mut self.stirred) {
+            self.tell_nat(now);
+            let waiting: Vec<PeerId> =
+                self.peers.values().filter(|peer| peer.waits_for_others()).map(|peer| peer.id).collect();
+            for id in waiting {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.handle_timeout(now, &mut self.local);
+                    self.schedule(id);
+                }
+            }
+            self.settle(now);
+        }
+    }
+
+    fn tell_nat(&mut self, now: Instant) {
+        if !self.local.discovery.is_ready(now, SocketId::MAIN_V4) {
+            return;
+        }
+        let nat = self.local.discovery.nat();
+        let public = nat.public.last().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+        let summary = format!(
+            "mapping {:?}, filtering {:?}, allocation {:?}, step {}, public address {public}",
+            nat.mapping,
+            nat.filtering,
+            nat.allocation,
+            nat.delta.map_or_else(|| "unknown".to_owned(), |step| step.to_string()),
+        );
+        let kind = format!("{:?} {:?} {:?}", nat.mapping, nat.filtering, nat.allocation);
+        if self.local.discovery.is_configured() && self.nat_told.as_ref() != Some(&kind) {
+            self.nat_told = Some(kind);
+            self.local.tell(Event::NatChanged { summary });
+        }
     }
 
     /// This machine's own unicast addresses (no loopback, no link-local, not the tunnel's own) are these. To be called once
     /// at the start and whenever they, or the default route, changed.
     pub fn handle_addresses(&mut self, now: Instant, addresses: &[ipnet::IpNet]) {
-        todo!()
+        self.local.addresses = addresses.to_vec();
+        self.on_network_changed(now);
+    }
+
+    fn on_network_changed(&mut self, now: Instant) {
+        let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
+        let scout = self.local.ids.next();
+        self.local.discovery.start(now, self.config.listen_port, &own, scout);
+        for server in &mut self.local.servers {
+            server.renew(now);
+        }
+        self.handle_timeout(now);
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.hurry(now, &mut self.local);
+                self.schedule(id);
+            }
+        }
+        self.settle(now);
     }
 
     pub fn handle_resolved(&mut self, now: Instant, name: &str, addresses: &[IpAddr]) {
-        todo!()
+        self.resolving.remove(name);
+        for server in &mut self.local.servers {
+            server.handle_resolved(now, name, addresses);
+        }
+        if self.local.discovery.handle_resolved(now, name, addresses) {
+            let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
+            let scout = self.local.ids.next();
+            self.local.discovery.start(now, self.config.listen_port, &own, scout);
+        }
+        let named: Vec<PeerId> =
+            self.peers.values().filter(|peer| peer.endpoint_name() == Some(name)).map(|peer| peer.id).collect();
+        for id in named {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.handle_resolved(now, addresses);
+                self.schedule(id);
+            }
+        }
+        self.handle_timeout(now);
     }
 
+    /// A socket could not be opened. Its shots go nowhere, which the call's own time takes care of.
     pub fn handle_socket_failed(&mut self, now: Instant, id: SocketId) {
-        todo!()
+        self.local.discovery.forget_scout(id);
+        self.stirred = true;
+        self.settle(now);
     }
 
     /// A router mapped the main port, or (`None`) does no longer.
     pub fn handle_port_mapping(&mut self, now: Instant, mapped: Option<MappedPort>) {
-        todo!()
+        if self.local.mapped == mapped {
+            return;
+        }
+        self.local.mapped = mapped;
+        if mapped.is_some() {
+            // A call that fails for want of just this need not wait out its back-off.
+            let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+            for id in ids {
+                if let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_connected(now)) {
+                    peer.hurry(now, &mut self.local);
+                    self.schedule(id);
+                }
+            }
+        }
+        self.settle(now);
     }
 
     /// Times the path to a peer once; [`super::Event::Pong`] with the token answers, if anything does.
-    /// Places a call first where there is no path. `Err` names no such peer.
+    /// Places a call first where there is no path. `Err`: names no such peer.
     pub fn handle_ping(&mut self, now: Instant, peer: &str) -> Result<u64, String> {
-        todo!()
+        let found = self
+            .peers
+            .values()
+            .find(|candidate| candidate.config.name == peer || candidate.config.public_key.to_string() == peer);
+        let Some(id) = found.map(|peer| peer.id) else {
+            let names: Vec<_> = self.peers.values().map(|peer| peer.config.name.as_str()).collect();
+            return Err(format!("no peer is called {peer}; there are: {}", names.join(", ")));
+        };
+        self.next_ping += 1;
+        let token = self.next_ping;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.handle_ping(now, &mut self.local, token);
+            self.schedule(id);
+        }
+        self.settle(now);
+        Ok(token)
     }
 
     /// Takes over a changed config. Peers that did not change keep their tunnels. The private key, the interface's name and
     /// the listen port must be the ones of before: the shell refuses such a reload as a whole.
     pub fn handle_config(&mut self, now: Instant, config: Config) {
-        todo!()
+        let discovery_changed = config.discovery != self.config.discovery;
+        let servers_changed = config.rendezvous != self.config.rendezvous;
+        self.local.inside = config.addresses.iter().map(ipnet::IpNet::trunc).collect();
+        self.local.punch = config.punch;
+        let wanted: BTreeMap<PublicKey, config::Peer> =
+            config.peers.iter().map(|peer| (peer.public_key, peer.clone())).collect();
+        let gone: Vec<PeerId> = self
+            .peers
+            .values()
+            .filter(|peer| {
+                // A changed preshared key is another tunnel.
+                wanted.get(&peer.config.public_key).is_none_or(|new| new.preshared_key != peer.config.preshared_key)
+            })
+            .map(|peer| peer.id)
+            .collect();
+        for id in gone {
+            self.remove_peer(id);
+        }
+        for (key, peer) in wanted {
+            match self.by_key.get(&key).copied() {
+                Some(id) => self.change_peer(now, id, peer, config.mtu),
+                None => self.add_peer(now, peer),
+            }
+        }
+        self.config = config;
+        if servers_changed {
+            let kept = |new: &config::Rendezvous, old: &mut Vec<rendezvous::client::Client>| {
+                let at = old.iter().position(|client| client.server() == new)?;
+                Some(old.swap_remove(at))
+            };
+            let mut old = std::mem::take(&mut self.local.servers);
+            for server in &self.config.rendezvous {
+                let client = kept(server, &mut old)
+                    .unwrap_or_else(|| rendezvous::client::Client::new(now, &self.local.identity, server.clone()));
+                self.local.servers.push(client);
+            }
+        }
+        if discovery_changed {
+            self.local.discovery.close();
+            self.settle(now);
+            self.local.discovery = new_discovery(&self.config, &mut self.local.rng);
+            self.on_network_changed(now);
+        }
+        self.stirred = true;
+        self.handle_timeout(now);
     }
 
-    /// Datagrams to send now, in order. `None` where an action must be carried out first: drain both in turn until both are
-    /// empty, actions first.
+    fn remove_peer(&mut self, id: PeerId) {
+        let Some(mut peer) = self.peers.remove(&id) else { return };
+        peer.close(&mut self.local);
+        self.by_key.remove(&peer.config.public_key);
+        self.routes.remove(id);
+        if let Some(due) = peer.scheduled {
+            self.deadlines.remove(&(due, id));
+        }
+        if self.local.hard_call == Some(id) {
+            self.local.hard_call = None;
+        }
+    }
+
+    fn change_peer(&mut self, now: Instant, id: PeerId, config: config::Peer, mtu: u16) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.tunnel.set_mtu(mtu);
+        if peer.config == config {
+            return;
+        }
+        self.routes.remove(id);
+        for prefix in &config.allowed_ips {
+            self.routes.insert(*prefix, id);
+        }
+        peer.reconfigure(now, config);
+        if let Some(name) = peer.endpoint_name() {
+            self.local.act(Action::Resolve { name: name.to_owned() });
+        }
+        self.schedule(id);
+    }
+
+    /// Datagrams to send now, in order. `None` where there are none, or where an action comes first: drain this and
+    /// [`Node::poll_action`] in turn until both have nothing.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        todo!()
+        match self.local.out.pop_front_if(|next| matches!(next, Output::Transmit(_)))? {
+            Output::Transmit(transmit) => Some(transmit),
+            Output::Action(_) => None,
+        }
     }
 
+    /// Things to do now, in order. `None` where there are none, or where a datagram comes first.
     pub fn poll_action(&mut self) -> Option<Action> {
-        todo!()
+        loop {
+            match self.local.out.pop_front_if(|next| matches!(next, Output::Action(_)))? {
+                // Several servers may bear one name: it is asked for once at a time.
+                Output::Action(Action::Resolve { name }) if !self.resolving.insert(name.clone()) => {}
+                Output::Action(action) => return Some(action),
+                Output::Transmit(_) => return None,
+            }
+        }
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        let servers = self.local.servers.iter().filter_map(rendezvous::client::Client::poll_timeout);
+        let peers = self.deadlines.first().map(|(due, _)| *due);
+        servers.chain(self.local.discovery.poll_timeout()).chain(peers).min()
     }
 
-    /// Inner packets that wait for the TUN device because they came out of a queue rather than a datagram (none today but
-    /// ICMP errors for packets that could not be sent).
+    /// Inner packets for the TUN device that came out of no datagram.
     pub fn poll_tun(&mut self) -> Option<Packet> {
-        todo!()
+        self.out.pop_front()
+    }
+
+    /// A number that nobody can guess, for whoever drives this member.
+    pub fn random(&mut self) -> u64 {
+        self.local.rng.next_u64()
     }
 
     pub fn snapshot(&self, now: Instant) -> Snapshot {
-        todo!()
+        let mut nat = self.local.discovery.nat();
+        if let Some(mapped) = self.local.mapped {
+            nat.port_mapping = mapped.by;
+        }
+        let seen = self.local.servers.iter().filter_map(rendezvous::client::Client::public).filter(SocketAddr::is_ipv4);
+        if nat.public.is_empty() {
+            nat.public.extend(seen.take(1));
+        }
+        Snapshot {
+            interface: self.config.interface.clone(),
+            public_key: self.local.identity.public().to_string(),
+            listen_port: self.config.listen_port,
+            addresses: self.config.addresses.iter().map(ToString::to_string).collect(),
+            mtu: self.config.mtu,
+            nat,
+            rendezvous: self
+                .local
+                .servers
+                .iter()
+                .map(|server| snapshot::Rendezvous {
+                    address: server.address(),
+                    connected: server.is_connected(),
+                    rtt_ms: server.rtt().map(|rtt| rtt.as_secs_f64() * 1e3),
+                })
+                .collect(),
+            peers: self.peers.values().map(|peer| peer.snapshot(now, &self.local)).collect(),
+            drops: self.drops.named().map(|(name, count)| (name.to_owned(), count)).collect(),
+        }
     }
 
     pub fn drops(&self) -> Drops {
-        todo!()
+        self.drops
     }
+}
+
+fn new_discovery(config: &Config, rng: &mut ChaCha20Rng) -> discovery::client::Client {
+    let mut seed = [0; 32];
+    rng.fill_bytes(&mut seed);
+    discovery::client::Client::new(config.discovery.clone(), seed)
+}
+
+fn new_servers(now: Instant, identity: &Identity, config: &Config) -> Vec<rendezvous::client::Client> {
+    let servers = config.rendezvous.iter().cloned();
+    servers.map(|server| rendezvous::client::Client::new(now, identity, server)).collect()
 }

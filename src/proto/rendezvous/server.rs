@@ -1,14 +1,97 @@
-//! The rendezvous server, pure, so that the simulator runs it too.
+//! The rendezvous server, pure, so that the simulator runs it too: knows which member is where, and passes sealed calls.
+//!
+//! It reads neither tuple nor payload, and holds nothing that a restart loses for good: a member whose session it does not
+//! know is told so (DUDP_RESET) and registers again.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::{Control, FORGET_AFTER, RENEW_AFTER, receiver, reset};
+use crate::proto::action::{Drop, Drops};
+use crate::proto::codec::Writer;
+use crate::proto::cookie::{Gate, Verdict};
 use crate::proto::keys::{PrivateKey, PublicKey};
+use crate::proto::noise::timestamp::Timestamp;
+use crate::proto::noise::{Identity, Received};
+use crate::proto::replay::CONTROL_WORDS;
+use crate::proto::session::Session;
+use crate::proto::time::WallClock;
+use crate::proto::wire::{Dudp, HEADER_LEN, Kind, WireGuard};
 use crate::proto::{Instant, Wall};
 
-/// Knows members by key and passes MESSAGE_CONTROL between them. Holds no state that a restart loses for good.
-pub struct Server {}
+/// Members and half-open registrations held at once: the design's 200,000 and room to spare, at about 600 bytes each.
+const MAX_MEMBERS: usize = 262_144;
+/// More handshakes a second than this, and proof of address is asked for: half of what one core can do at about 150 µs each.
+const BUSY_PER_S: u32 = 3_000;
+/// A registration that its member does not use within this long was a replay, or its member is gone.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
+/// Calls that one member may have passed at once, and how fast its allowance comes back: a member of a mesh of 1,000 peers
+/// calls each of them at its start, at its own pace.
+const BURST: u32 = 100;
+const CALLS_PER_S: u32 = 50;
+
+/// Knows members by key and passes MESSAGE_CONTROL between them.
+pub struct Server {
+    identity: Identity,
+    clock: WallClock,
+    rng: ChaCha20Rng,
+    gate: Gate,
+    allow: Option<BTreeSet<PublicKey>>,
+    members: BTreeMap<PublicKey, Member>,
+    sessions: BTreeMap<u32, PublicKey>,
+    /// When to look whether a session has ended; one entry a session, put off while it is alive.
+    checks: VecDeque<(Instant, u32)>,
+    transmits: VecDeque<(usize, SocketAddr, Vec<u8>)>,
+    drops: Drops,
+}
+
+#[derive(Default)]
+struct Member {
+    /// Of the newest handshake, so that none is taken twice.
+    timestamp: Timestamp,
+    registered: Option<Place>,
+    /// Shaken hands with, not yet heard from.
+    unconfirmed: Option<Place>,
+    allowance: Allowance,
+}
+
+struct Place {
+    session: Session,
+    listener: usize,
+    address: SocketAddr,
+    last_heard: Instant,
+}
+
+struct Allowance {
+    left: u32,
+    since: Instant,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { left: BURST, since: Instant::default() }
+    }
+}
+
+impl Allowance {
+    fn take(&mut self, now: Instant) -> bool {
+        let earned = now.since(self.since).as_millis() * u128::from(CALLS_PER_S) / 1000;
+        if earned > 0 {
+            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(BURST)).min(BURST);
+            self.since = now;
+        }
+        let some = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        some
+    }
+}
 
 impl Server {
+    /// `allow`: only these members; `None`: any. `seed`: 32 bytes of the system's best randomness.
     pub fn new(
         private_key: PrivateKey,
         allow: Option<Vec<PublicKey>>,
@@ -16,28 +99,198 @@ impl Server {
         now: Instant,
         wall: Wall,
     ) -> Self {
-        todo!()
+        let identity = Identity::new(private_key);
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let gate = Gate::new(identity.public(), BUSY_PER_S, &mut rng);
+        Self {
+            clock: WallClock::new(now, wall),
+            identity,
+            rng,
+            gate,
+            allow: allow.map(|keys| keys.into_iter().collect()),
+            members: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            checks: VecDeque::new(),
+            transmits: VecDeque::new(),
+            drops: Drops::default(),
+        }
     }
 
     /// A datagram came in on listening socket number `listener` (the shell's own count, from 0).
     pub fn handle_datagram(&mut self, now: Instant, listener: usize, from: SocketAddr, datagram: &mut [u8]) {
-        todo!()
+        let outcome = match Kind::of(datagram) {
+            Some(Kind::WireGuard(WireGuard::Initiation)) => self.handle_initiation(now, listener, from, datagram),
+            Some(Kind::Dudp(kind @ (Dudp::Register | Dudp::MessageControl))) => {
+                self.handle_sealed(now, listener, from, kind, datagram)
+            }
+            Some(Kind::WireGuard(_) | Kind::Stun | Kind::Dudp(_)) | None => Err(Drop::Malformed),
+        };
+        if let Err(reason) = outcome {
+            self.drops.count(reason);
+        }
+    }
+
+    fn handle_initiation(
+        &mut self,
+        now: Instant,
+        listener: usize,
+        from: SocketAddr,
+        message: &[u8],
+    ) -> Result<(), Drop> {
+        match self.gate.judge(now, &self.identity, from, message, &mut self.rng) {
+            Verdict::Pass => {}
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Reply(reply) => {
+                self.transmits.push_back((listener, from, reply.to_vec()));
+                return Ok(());
+            }
+        }
+        let received = Received::open(&self.identity, message)?;
+        let key = received.peer;
+        if self.allow.as_ref().is_some_and(|allow| !allow.contains(&key)) {
+            return Err(Drop::Unauthentic);
+        }
+        if self.sessions.len() >= MAX_MEMBERS && !self.members.contains_key(&key) {
+            return Err(Drop::Overload);
+        }
+        let member = self.members.entry(key).or_default();
+        if received.timestamp <= member.timestamp {
+            return Err(Drop::Replayed);
+        }
+        member.timestamp = received.timestamp;
+        let index = self.rng.next_u32();
+        let (response, keys, _) = received.respond(None, index, &mut self.rng);
+        let place = Place { session: Session::new(keys, now, CONTROL_WORDS), listener, address: from, last_heard: now };
+        if let Some(old) = member.unconfirmed.replace(place) {
+            self.sessions.remove(&old.session.local_index);
+        }
+        self.sessions.insert(index, key);
+        self.checks.push_back((now + CONFIRM_WITHIN, index));
+        self.transmits.push_back((listener, from, response.to_vec()));
+        Ok(())
+    }
+
+    fn handle_sealed(
+        &mut self,
+        now: Instant,
+        listener: usize,
+        from: SocketAddr,
+        kind: Dudp,
+        datagram: &[u8],
+    ) -> Result<(), Drop> {
+        let index = receiver(datagram).ok_or(Drop::Malformed)?;
+        let Some(key) = self.sessions.get(&index).copied() else {
+            let reset = reset(datagram).ok_or(Drop::Malformed)?;
+            self.transmits.push_back((listener, from, reset));
+            return Err(Drop::Unknown);
+        };
+        let member = self.members.get_mut(&key).ok_or(Drop::Unknown)?;
+        let place = member.place_mut(index).ok_or(Drop::Unknown)?;
+        let body = place.session.opener.open_message(HEADER_LEN, datagram)?;
+        place.listener = listener;
+        place.address = from;
+        place.last_heard = now;
+        if member.unconfirmed.as_ref().is_some_and(|place| place.session.local_index == index) {
+            let old = std::mem::replace(&mut member.registered, member.unconfirmed.take());
+            if let Some(old) = old {
+                self.sessions.remove(&old.session.local_index);
+            }
+        }
+        match kind {
+            Dudp::Register => {
+                let seen = Writer::default().address(from).finish();
+                self.send(key, Dudp::Register, &seen);
+                Ok(())
+            }
+            _ => self.handle_control(now, key, &body),
+        }
+    }
+
+    fn handle_control(&mut self, now: Instant, from: PublicKey, body: &[u8]) -> Result<(), Drop> {
+        let Control::Forward { to, passed } = Control::parse(body).ok_or(Drop::Malformed)? else {
+            return Err(Drop::Malformed);
+        };
+        let caller = self.members.get_mut(&from).ok_or(Drop::Unknown)?;
+        if !caller.allowance.take(now) {
+            return Err(Drop::Overload);
+        }
+        if self.members.get(&to).is_some_and(|member| member.registered.is_some()) {
+            self.send(to, Dudp::MessageControl, &Control::Deliver { from, passed }.encode());
+        } else {
+            self.send(from, Dudp::MessageControl, &Control::Absent { to }.encode());
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, to: PublicKey, kind: Dudp, body: &[u8]) {
+        let Some(place) = self.members.get_mut(&to).and_then(|member| member.registered.as_mut()) else { return };
+        if let Some(message) = place.session.sealer.seal_message(&kind.header(), body) {
+            self.transmits.push_back((place.listener, place.address, message));
+        }
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        todo!()
+        while let Some((_, index)) = self.checks.pop_front_if(|(due, _)| now >= *due) {
+            let Some(key) = self.sessions.get(&index).copied() else { continue };
+            let Some(member) = self.members.get_mut(&key) else { continue };
+            let confirmed = member.registered.as_ref().is_some_and(|place| place.session.local_index == index);
+            if let Some(place) = member.registered.as_ref().filter(|_| confirmed) {
+                let alive = now.since(place.last_heard) < FORGET_AFTER;
+                if alive && now.since(place.session.created) < RENEW_AFTER * 2 {
+                    self.checks.push_back((now + FORGET_AFTER, index));
+                    continue;
+                }
+                member.registered = None;
+            } else {
+                member.unconfirmed = None;
+            }
+            self.sessions.remove(&index);
+            // With the member goes the timestamp that guards against its old handshakes: one of those gets a session that
+            // nobody can confirm, which does no harm.
+            if member.registered.is_none() && member.unconfirmed.is_none() {
+                self.members.remove(&key);
+            }
+        }
     }
 
     pub fn poll_transmit(&mut self) -> Option<(usize, SocketAddr, Vec<u8>)> {
-        todo!()
+        self.transmits.pop_front()
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        // Not sorted strictly, for half-open registrations are looked at sooner than others; the first is due soon enough to
+        // look at what stands behind it.
+        self.checks.front().map(|(due, _)| *due)
     }
 
     /// How many members are registered.
     pub fn members(&self) -> usize {
-        todo!()
+        self.members.values().filter(|member| member.registered.is_some()).count()
+    }
+
+    pub fn drops(&self) -> Drops {
+        self.drops
+    }
+
+    /// The wall clock, for whoever logs.
+    pub fn wall(&self, now: Instant) -> Wall {
+        self.clock.at(now)
+    }
+
+    pub fn public_key(&self) -> PublicKey {
+        self.identity.public()
+    }
+
+    /// Where a member is registered from.
+    pub fn address_of(&self, member: &PublicKey) -> Option<IpAddr> {
+        let place = self.members.get(member)?.registered.as_ref()?;
+        Some(place.address.ip())
+    }
+}
+
+impl Member {
+    fn place_mut(&mut self, index: u32) -> Option<&mut Place> {
+        let places = [&mut self.registered, &mut self.unconfirmed];
+        places.into_iter().flatten().find(|place| place.session.local_index == index)
     }
 }

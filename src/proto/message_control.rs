@@ -1,0 +1,396 @@
+//! MESSAGE_CONTROL: the call, its answer, and the abort, as two members exchange them through a rendezvous server
+//! (patent [0062] to [0067]).
+//!
+//! WireGuard's handshake rides along, so that both have keys before the first hole is punched. What the server passes:
+//!
+//! ```text
+//! CALL    | 1 | WireGuard initiation (148)           | sealed: call id, report         |
+//! ANSWER  | 2 | WireGuard response (92)              | sealed: call id, report, plan   |
+//! ABORT   | 3 | the caller's index (4), from the call | sealed: call id, reason        |
+//! ```
+//!
+//! The sealed parts are ChaCha20-Poly1305 under keys that come out of the handshake itself ([`super::noise`]): the call's and
+//! the abort's are known to the two members once the initiation is read, the answer's once the response is. The server, or
+//! anyone else, can neither read nor change them, and a call can't be replayed, because its initiation can't.
+//!
+//! A sealed part is a call id (8) and then fields, `| tag (1) | length (1) | value |`, in any order. Unknown tags are
+//! skipped, so that a later version may say more.
+//!
+//! | tag | field         | value                                                                             |
+//! | --- | ------------- | --------------------------------------------------------------------------------- |
+//! | 1   | tuple         | address (19): the second tuple, of the mapping that the NAT made last             |
+//! | 2   | NAT           | mapping (1), filtering (1), allocation (1), differential (4, signed)              |
+//! | 3   | freshness     | age of the tuple (4, ms), cross traffic (4, mappings per 1,000 s)                 |
+//! | 4   | server delay  | round trip to this rendezvous server (4, µs)                                      |
+//! | 5   | candidate     | kind (1), address (19); up to [`MAX_CANDIDATES`]                                  |
+//! | 6   | fresh port    | port (2) of an unused socket, whose first mapping the NAT is expected to preserve |
+//! | 7   | modification  | address (19): the caller's tuple, as the called member will use it               |
+//! | 8   | aim           | address (19): where the called member will be, as it expects                      |
+//! | 9   | round         | length of a round of the shotgun (4, ms)                                          |
+//! | 10  | reason        | why the call is refused (1)                                                       |
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::codec::{Reader, Writer};
+use super::nat::{Allocation, Filtering, Mapping};
+
+/// Most candidates that a report may carry: a host has few addresses, and each costs the other side probes.
+pub const MAX_CANDIDATES: usize = 16;
+
+/// A call's identity, random, chosen by the caller.
+pub type CallId = u64;
+
+const TUPLE: u8 = 1;
+const NAT: u8 = 2;
+const FRESHNESS: u8 = 3;
+const SERVER_DELAY: u8 = 4;
+const CANDIDATE: u8 = 5;
+const FRESH_PORT: u8 = 6;
+const MODIFICATION: u8 = 7;
+const AIM: u8 = 8;
+const ROUND: u8 = 9;
+const REASON: u8 = 10;
+
+/// An address at which a member may be reached without its NAT's mapping being guessed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Candidate {
+    pub kind: CandidateKind,
+    pub address: SocketAddr,
+}
+
+/// In the order of preference.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum CandidateKind {
+    /// An address of the host's own, IPv4.
+    Host = 1,
+    /// An address of the host's own, IPv6.
+    Ipv6 = 2,
+    /// A port that a router maps to the host.
+    Mapped = 3,
+}
+
+impl CandidateKind {
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Host,
+            2 => Self::Ipv6,
+            3 => Self::Mapped,
+            _ => return None,
+        })
+    }
+}
+
+/// What a member says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    pub tuple: Option<SocketAddr>,
+    pub mapping: Mapping,
+    pub filtering: Filtering,
+    pub allocation: Allocation,
+    /// How long ago the tuple was observed, when the report was sent.
+    pub age: Duration,
+    /// New mappings per 1,000 seconds that others make behind the same NAT.
+    pub cross_traffic: u32,
+    /// Round trip to the server that passes this report.
+    pub server_delay: Duration,
+    pub candidates: Vec<Candidate>,
+    pub fresh_port: Option<u16>,
+}
+
+/// The called member's decisions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Terms {
+    /// The patent's "desired modifications to the calling client's tuple": where the called member will look for the caller.
+    pub modification: Option<SocketAddr>,
+    /// Where the caller shall look for the called member.
+    pub aim: Option<SocketAddr>,
+    /// Length of a round of the shotgun.
+    pub round: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Call {
+    pub id: CallId,
+    pub report: Report,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    pub id: CallId,
+    pub report: Report,
+    pub terms: Terms,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Abort {
+    pub id: CallId,
+    pub reason: Reason,
+}
+
+/// Why a call was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Reason {
+    /// The owner of the called member does not let this caller call (`calls` in its config).
+    Unwilling = 1,
+    /// The called member is in a hard call already; the caller tries again.
+    Busy = 2,
+}
+
+impl Call {
+    pub fn encode(&self) -> Vec<u8> {
+        write_report(Writer::default().u64(self.id), &self.report).finish()
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let fields = Fields::parse(bytes)?;
+        Some(Self { id: fields.id, report: fields.report })
+    }
+}
+
+impl Answer {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = write_report(Writer::default().u64(self.id), &self.report);
+        if let Some(address) = self.terms.modification {
+            writer = writer.u8(MODIFICATION).u8(19).address(address);
+        }
+        if let Some(address) = self.terms.aim {
+            writer = writer.u8(AIM).u8(19).address(address);
+        }
+        writer.u8(ROUND).u8(4).u32(millis(self.terms.round)).finish()
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let fields = Fields::parse(bytes)?;
+        Some(Self { id: fields.id, report: fields.report, terms: fields.terms })
+    }
+}
+
+impl Abort {
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::default().u64(self.id).u8(REASON).u8(1).u8(self.reason as u8).finish()
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let fields = Fields::parse(bytes)?;
+        Some(Self { id: fields.id, reason: fields.reason? })
+    }
+}
+
+fn write_report(writer: Writer, report: &Report) -> Writer {
+    let mut writer = writer;
+    if let Some(tuple) = report.tuple {
+        writer = writer.u8(TUPLE).u8(19).address(tuple);
+    }
+    let (allocation, step) = match report.allocation {
+        Allocation::Unknown => (0, 0),
+        Allocation::Preserving => (1, 0),
+        Allocation::SecondPriority { step } => (2, step),
+        Allocation::Sequential { step } => (3, step),
+        Allocation::Random => (4, 0),
+    };
+    let mapping = match report.mapping {
+        Mapping::Unknown => 0,
+        Mapping::None => 1,
+        Mapping::EndpointIndependent => 2,
+        Mapping::AddressDependent => 3,
+        Mapping::AddressAndPortDependent => 4,
+    };
+    let filtering = match report.filtering {
+        Filtering::Unknown => 0,
+        Filtering::EndpointIndependent => 2,
+        Filtering::AddressDependent => 3,
+        Filtering::AddressAndPortDependent => 4,
+    };
+    writer = writer.u8(NAT).u8(7).u8(mapping).u8(filtering).u8(allocation).i32(step);
+    writer = writer.u8(FRESHNESS).u8(8).u32(millis(report.age)).u32(report.cross_traffic);
+    let delay = u32::try_from(report.server_delay.as_micros()).unwrap_or(u32::MAX);
+    writer = writer.u8(SERVER_DELAY).u8(4).u32(delay);
+    for candidate in report.candidates.iter().take(MAX_CANDIDATES) {
+        writer = writer.u8(CANDIDATE).u8(20).u8(candidate.kind as u8).address(candidate.address);
+    }
+    if let Some(port) = report.fresh_port {
+        writer = writer.u8(FRESH_PORT).u8(2).u16(port);
+    }
+    writer
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// All that a sealed part may say.
+struct Fields {
+    id: CallId,
+    report: Report,
+    terms: Terms,
+    reason: Option<Reason>,
+}
+
+impl Fields {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        let id = reader.u64()?;
+        let mut fields = Self { id, report: Report::default(), terms: Terms::default(), reason: None };
+        while !reader.is_empty() {
+            let tag = reader.u8()?;
+            let len = usize::from(reader.u8()?);
+            fields.set(tag, Reader::new(reader.take(len)?))?;
+        }
+        Some(fields)
+    }
+
+    fn set(&mut self, tag: u8, mut value: Reader<'_>) -> Option<()> {
+        match tag {
+            TUPLE => self.report.tuple = Some(reachable(value.address()?)?),
+            NAT => {
+                self.report.mapping = match value.u8()? {
+                    1 => Mapping::None,
+                    2 => Mapping::EndpointIndependent,
+                    3 => Mapping::AddressDependent,
+                    4 => Mapping::AddressAndPortDependent,
+                    _ => Mapping::Unknown,
+                };
+                self.report.filtering = match value.u8()? {
+                    2 => Filtering::EndpointIndependent,
+                    3 => Filtering::AddressDependent,
+                    4 => Filtering::AddressAndPortDependent,
+                    _ => Filtering::Unknown,
+                };
+                let allocation = value.u8()?;
+                let step = value.i32()?;
+                let moves = step != 0 && step.unsigned_abs() <= u32::from(u16::MAX);
+                self.report.allocation = match allocation {
+                    1 => Allocation::Preserving,
+                    2 if moves => Allocation::SecondPriority { step },
+                    3 if moves => Allocation::Sequential { step },
+                    4 => Allocation::Random,
+                    _ => Allocation::Unknown,
+                };
+            }
+            FRESHNESS => {
+                self.report.age = Duration::from_millis(u64::from(value.u32()?));
+                self.report.cross_traffic = value.u32()?;
+            }
+            SERVER_DELAY => self.report.server_delay = Duration::from_micros(u64::from(value.u32()?)),
+            CANDIDATE => {
+                let Some(kind) = CandidateKind::from_byte(value.u8()?) else { return Some(()) };
+                let address = reachable(value.address()?)?;
+                if self.report.candidates.len() < MAX_CANDIDATES {
+                    self.report.candidates.push(Candidate { kind, address });
+                }
+            }
+            FRESH_PORT => self.report.fresh_port = Some(value.u16()?).filter(|port| *port != 0),
+            MODIFICATION => self.terms.modification = Some(reachable(value.address()?)?),
+            AIM => self.terms.aim = Some(reachable(value.address()?)?),
+            ROUND => self.terms.round = Duration::from_millis(u64::from(value.u32()?)),
+            REASON => {
+                self.reason = Some(match value.u8()? {
+                    2 => Reason::Busy,
+                    _ => Reason::Unwilling,
+                });
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// An address that a member may be asked to send to: unicast, not this host itself, and with a port. A sealed tuple comes
+/// from a peer that the config names, and is believed no further than this.
+pub fn reachable(address: SocketAddr) -> Option<SocketAddr> {
+    let ip = address.ip();
+    let unicast = match ip {
+        std::net::IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_link_local() && ip.octets()[0] != 0,
+        std::net::IpAddr::V6(ip) => ip.to_ipv4_mapped().is_none() && !ip.is_unicast_link_local(),
+    };
+    let ok = unicast && !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified() && address.port() != 0;
+    ok.then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn report() -> Report {
+        Report {
+            tuple: Some("203.0.113.101:30004".parse().expect("address")),
+            mapping: Mapping::AddressAndPortDependent,
+            filtering: Filtering::AddressAndPortDependent,
+            allocation: Allocation::SecondPriority { step: -4 },
+            age: Duration::from_millis(120),
+            cross_traffic: 12_000,
+            server_delay: Duration::from_micros(100_250),
+            candidates: vec![
+                Candidate { kind: CandidateKind::Host, address: "10.1.0.2:4275".parse().expect("address") },
+                Candidate { kind: CandidateKind::Ipv6, address: "[2001:db8::7]:4275".parse().expect("address") },
+            ],
+            fresh_port: Some(40123),
+        }
+    }
+
+    #[test]
+    fn every_part_reads_back_as_it_was_written() {
+        let call = Call { id: 7, report: report() };
+        assert_eq!(Call::parse(&call.encode()), Some(call));
+        let terms = Terms {
+            modification: Some("203.0.113.101:30036".parse().expect("address")),
+            aim: Some("203.0.113.102:40000".parse().expect("address")),
+            round: Duration::from_millis(800),
+        };
+        let answer = Answer { id: 8, report: report(), terms };
+        assert_eq!(Answer::parse(&answer.encode()), Some(answer));
+        let abort = Abort { id: 9, reason: Reason::Busy };
+        assert_eq!(Abort::parse(&abort.encode()), Some(abort));
+    }
+
+    #[test]
+    fn unknown_fields_are_skipped() {
+        let mut bytes = Call { id: 7, report: report() }.encode();
+        bytes.extend([200, 3, 1, 2, 3]);
+        assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: report() }));
+    }
+
+    #[test]
+    fn addresses_that_nobody_may_be_sent_to_are_refused() {
+        for address in
+            ["127.0.0.1:9", "224.0.0.1:9", "255.255.255.255:9", "0.0.0.0:9", "192.0.2.1:0", "[ff02::1]:9", "[::1]:9"]
+        {
+            assert_eq!(reachable(address.parse().expect("address")), None, "{address}");
+        }
+        assert_eq!(reachable("[::ffff:192.0.2.1]:9".parse().expect("address")), None);
+        let mut bytes = 7u64.to_be_bytes().to_vec();
+        bytes.extend(Writer::default().u8(TUPLE).u8(19).address("224.0.0.1:9".parse().expect("address")).finish());
+        assert_eq!(Call::parse(&bytes), None);
+    }
+
+    #[test]
+    fn more_candidates_than_the_cap_are_not_kept() {
+        let mut report = report();
+        report.candidates = vec![report.candidates[0]; MAX_CANDIDATES];
+        let mut bytes = Call { id: 7, report }.encode();
+        let extra = Writer::default().u8(CANDIDATE).u8(20).u8(1).address("10.0.0.1:9".parse().expect("address"));
+        bytes.extend(extra.finish());
+        assert_eq!(Call::parse(&bytes).expect("parses").report.candidates.len(), MAX_CANDIDATES);
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(bytes: Vec<u8>) {
+            let _ = Call::parse(&bytes);
+            let _ = Answer::parse(&bytes);
+            let _ = Abort::parse(&bytes);
+        }
+
+        #[test]
+        fn a_part_cut_short_is_refused_or_says_less(cut in 0usize..100) {
+            let bytes = Call { id: 7, report: report() }.encode();
+            if let Some(call) = Call::parse(&bytes[..bytes.len().saturating_sub(cut)]) {
+                prop_assert_eq!(call.id, 7);
+            }
+        }
+    }
+}

@@ -1,0 +1,663 @@
+//! One peer: its tunnel, its paths, and the call that finds them.
+//!
+//! ```text
+//! Idle ─► Surveying ─► Calling ─► Punching ─► (a path) ─► Idle
+//!             ▲            │          │
+//!             └── Resting ◄┴──────────┘    refused, absent, no path: tried again with back-off
+//!
+//! a call of the peer's:  Idle … ─► Surveying ─► Punching
+//! ```
+//!
+//! The tunnel is WireGuard's and goes on by itself; a path may come and go below it. `calling` has the call, this file what
+//! holds the three together.
+
+mod called;
+mod calling;
+mod words;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_chacha::rand_core::RngCore;
+
+use super::action::{Drop, Event};
+use super::config::{self, Connect};
+use super::context::{Local, PeerId};
+use super::message_control::{CallId, Report};
+use super::noise::Received;
+use super::noise::export::Open;
+use super::path::{Ask, Goal, Paths, Way, method_of};
+use super::probe::{Ack, Ack2};
+use super::punch::{Punch, Role};
+use super::snapshot::{self, Method};
+use super::tunnel::{Limits, Payload, Tunnel, TunnelEvent};
+use super::wire::{Dudp, HEADER_LEN};
+use super::{Instant, Packet, SocketId};
+
+/// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
+/// forget; above 15 s, which is what a peer may cost; with a handshake each 120 s it comes to one packet in 17 s.
+const KEEPALIVE: Duration = Duration::from_secs(25);
+/// A peer with an endpoint gets so long to answer there before it is called as well.
+const ENDPOINT_FIRST: Duration = Duration::from_millis(600);
+/// Pings that wait for a path.
+const MAX_WAITING_PINGS: usize = 16;
+
+/// One peer.
+pub struct Peer {
+    pub id: PeerId,
+    pub config: config::Peer,
+    pub tunnel: Tunnel,
+    paths: Paths,
+    call: Call,
+    /// The config's endpoint, resolved.
+    endpoints: Vec<SocketAddr>,
+    /// Which of them is next, and when the last one was tried.
+    endpoint_turn: usize,
+    /// Payload or a user waits for a path.
+    wanted: bool,
+    /// Calls in a row that came to nothing.
+    failures: u32,
+    /// It answered a call or a probe: it speaks the DUDP family, not WireGuard alone.
+    is_member: bool,
+    /// Where the handshake that we responded to came from, until its session is confirmed.
+    handshake_from: Option<Way>,
+    /// The call that was answered last, and the answer, for when the answer is lost.
+    answered: Option<Answered>,
+    /// The main socket has a mapping towards this peer already, perhaps at a port that nobody knows.
+    main_was_used: bool,
+    /// Sockets that outlive their punch: the one that the path in use goes by.
+    kept_socket: Option<SocketId>,
+    waiting_pings: Vec<u64>,
+    why: Option<String>,
+    failed: bool,
+    connect_time: Option<Duration>,
+    /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
+    call_began: Option<Instant>,
+    spent: Spent,
+    probes_sent: u64,
+    sockets_used: u32,
+    /// When [`super::node::Node`] has it in its table of deadlines.
+    pub scheduled: Option<Instant>,
+}
+
+/// Where the call stands.
+enum Call {
+    Idle,
+    /// A handshake with the config's endpoint is out; after `until`, a call is tried as well.
+    Knocking {
+        until: Instant,
+    },
+    /// A survey is under way, before a call is placed or answered.
+    Surveying {
+        socket: SocketId,
+        purpose: Purpose,
+    },
+    Calling(Box<Calling>),
+    Punching(Box<Punching>),
+    Resting {
+        until: Instant,
+    },
+}
+
+enum Purpose {
+    Place,
+    Answer(Box<Incoming>),
+}
+
+/// A call of the peer's that waits for our own survey.
+struct Incoming {
+    passed: Vec<u8>,
+    received: Received,
+    call: super::message_control::Call,
+    came: Instant,
+    server: usize,
+}
+
+/// A call that was placed.
+struct Calling {
+    id: CallId,
+    passed: Vec<u8>,
+    report: Report,
+    socket: SocketId,
+    fresh: Option<SocketId>,
+    abort: Open,
+    index: u32,
+    due: Instant,
+    tries: u32,
+}
+
+struct Punching {
+    punch: Punch,
+    /// The session whose keys the probes are sealed with.
+    index: u32,
+    ours: Report,
+    theirs: Report,
+}
+
+/// What one call has used up.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    probes: u32,
+    sockets: u32,
+}
+
+struct Answered {
+    passed: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Peer {
+    pub fn new(now: Instant, id: PeerId, config: config::Peer, local: &Local, mtu: u16) -> Self {
+        let mut tunnel = Tunnel::new(&local.identity, config.public_key, config.preshared_key.clone(), Limits::PAYLOAD);
+        tunnel.set_mtu(mtu);
+        let mut peer = Self {
+            id,
+            tunnel,
+            paths: Paths::default(),
+            call: Call::Resting { until: now },
+            endpoints: Vec::new(),
+            endpoint_turn: 0,
+            wanted: config.connect == Connect::Always,
+            config,
+            failures: 0,
+            is_member: false,
+            handshake_from: None,
+            answered: None,
+            main_was_used: false,
+            kept_socket: None,
+            waiting_pings: Vec::new(),
+            why: None,
+            failed: false,
+            connect_time: None,
+            call_began: None,
+            spent: Spent::default(),
+            probes_sent: 0,
+            sockets_used: 0,
+            scheduled: None,
+        };
+        if let Some(at) = &peer.config.endpoint
+            && let config::Host::Ip(ip) = at.host
+        {
+            peer.endpoints = vec![SocketAddr::new(ip, at.port)];
+        }
+        peer
+    }
+
+    /// Applies a change that keeps the tunnel: everything but the keys.
+    pub fn reconfigure(&mut self, now: Instant, config: config::Peer) {
+        if config.endpoint != self.config.endpoint {
+            self.endpoints = match config.endpoint.as_ref().map(|at| (&at.host, at.port)) {
+                Some((config::Host::Ip(ip), port)) => vec![SocketAddr::new(*ip, port)],
+                Some((config::Host::Name(_), _)) | None => Vec::new(),
+            };
+        }
+        self.wanted |= config.connect == Connect::Always;
+        self.config = config;
+        if let Call::Resting { .. } | Call::Idle = self.call {
+            self.call = Call::Resting { until: now };
+        }
+    }
+
+    /// Takes the peer down: closes what it opened.
+    pub fn close(&mut self, local: &mut Local) {
+        self.end_call(local, None);
+        if let Some(socket) = self.kept_socket.take() {
+            local.close_socket(socket);
+        }
+        for index in self.tunnel.indices().collect::<Vec<_>>() {
+            local.indices.remove(&index);
+        }
+    }
+
+    pub fn is_connected(&self, now: Instant) -> bool {
+        self.paths.current().is_some() && self.tunnel.is_established(now)
+    }
+
+    pub fn way(&self) -> Option<Way> {
+        self.paths.current().map(|path| path.way)
+    }
+
+    /// The name that the config gives as the endpoint's host, if it is one.
+    pub fn endpoint_name(&self) -> Option<&str> {
+        match &self.config.endpoint.as_ref()?.host {
+            config::Host::Name(name) => Some(name),
+            config::Host::Ip(_) => None,
+        }
+    }
+
+    pub fn handle_resolved(&mut self, now: Instant, addresses: &[std::net::IpAddr]) {
+        let Some(port) = self.config.endpoint.as_ref().map(|at| at.port) else { return };
+        self.endpoints = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        if !self.is_connected(now) && matches!(self.call, Call::Idle | Call::Resting { .. }) {
+            self.call = Call::Resting { until: now };
+        }
+    }
+
+    /// An inner packet for this peer. `Some`: it now is a datagram, to go there.
+    pub fn handle_packet(&mut self, now: Instant, local: &mut Local, packet: &mut Packet) -> Option<Way> {
+        let sealed = match self.paths.current() {
+            Some(path) => self.tunnel.seal(now, packet).then_some(path.way),
+            None => {
+                self.tunnel.hold(packet);
+                None
+            }
+        };
+        match sealed {
+            Some(way) => {
+                self.paths.note_sent(now);
+                Some(way)
+            }
+            None => {
+                self.wanted = true;
+                self.drive(now, local);
+                None
+            }
+        }
+    }
+
+    /// Transport data on one of our sessions. `Some`: an inner packet, whose source is yet to be checked.
+    pub fn handle_transport(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        way: Way,
+        packet: &mut Packet,
+    ) -> Result<Option<super::ip::Header>, Drop> {
+        let opened = self.tunnel.open(now, packet);
+        // A packet that was authentic, whatever is inside it, says where the peer is.
+        if matches!(opened, Ok(_) | Err(Drop::NoRoute)) {
+            self.note_authentic(now, local, way);
+        }
+        self.drive(now, local);
+        match opened?.payload {
+            Payload::Keepalive => Ok(None),
+            Payload::Data(header) => Ok(Some(header)),
+        }
+    }
+
+    fn note_authentic(&mut self, now: Instant, local: &mut Local, way: Way) {
+        if self.paths.is_current(way) {
+            self.paths.note_heard(now, way);
+            return;
+        }
+        let confirmed = self.handshake_from.take_if(|from| *from == way).is_some();
+        if self.paths.current().is_none() || (confirmed && !self.is_member) {
+            // It came on a session whose handshake went to and fro here, or there is nothing to lose.
+            let method = if self.is_endpoint(way.remote) { Method::Endpoint } else { Method::Roamed };
+            self.adopt(now, local, way, method, confirmed);
+        } else if self.is_member {
+            self.challenge(now, local, way, Goal::Move(Method::Roamed));
+        } else if matches!(self.call, Call::Idle | Call::Resting { .. }) {
+            // Stock WireGuard answers no probe, but it answers a handshake; the answer proves the new address.
+            self.initiate(now, local, way);
+        }
+    }
+
+    fn is_endpoint(&self, address: SocketAddr) -> bool {
+        self.endpoints.contains(&address)
+    }
+
+    /// A handshake initiation that came by `way` itself, not in a call.
+    pub fn handle_initiation(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        way: Way,
+        received: Received,
+    ) -> Result<(), Drop> {
+        let index = local.new_index(self.id);
+        match self.tunnel.handle_initiation(now, received, index, &mut local.rng) {
+            Ok((response, _)) => {
+                self.handshake_from = Some(way);
+                local.send(way, response.to_vec());
+                self.drive(now, local);
+                Ok(())
+            }
+            Err(reason) => {
+                local.indices.remove(&index);
+                Err(reason)
+            }
+        }
+    }
+
+    /// A handshake response that came by `way`.
+    pub fn handle_response(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        way: Way,
+        index: u32,
+        message: &[u8],
+    ) -> Result<(), Drop> {
+        self.tunnel.handle_response(now, index, message)?;
+        if self.paths.is_current(way) {
+            self.paths.note_heard(now, way);
+        } else {
+            let method = if self.is_endpoint(way.remote) { Method::Endpoint } else { Method::Roamed };
+            self.adopt(now, local, way, method, true);
+        }
+        self.drive(now, local);
+        Ok(())
+    }
+
+    /// DUDP_ACK or DUDP_ACK2 under one of our sessions.
+    pub fn handle_probe(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        way: Way,
+        kind: Dudp,
+        datagram: &[u8],
+    ) -> Result<(), Drop> {
+        let index = super::rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
+        let body = self.tunnel.open_probe(now, HEADER_LEN, datagram)?;
+        self.is_member = true;
+        self.paths.note_heard(now, way);
+        match kind {
+            Dudp::Ack => {
+                let ack = Ack::parse(&body).ok_or(Drop::Malformed)?;
+                let answer = Ack2 { token: ack.token, seen: way.remote }.encode();
+                if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack2.header(), &answer) {
+                    local.send(way, payload);
+                }
+                self.on_ack(now, local, way, ack);
+            }
+            _ => {
+                let ack2 = Ack2::parse(&body).ok_or(Drop::Malformed)?;
+                self.on_ack2(now, local, way, ack2);
+            }
+        }
+        self.drive(now, local);
+        Ok(())
+    }
+
+    /// The peer is at `way`, and gets through to us.
+    fn on_ack(&mut self, now: Instant, local: &mut Local, way: Way, ack: Ack) {
+        if self.paths.is_current(way) {
+            if ack.chosen {
+                self.settle(local, way);
+            }
+            return;
+        }
+        let via = method_of(ack.via);
+        let (called, punching) = match &self.call {
+            Call::Punching(punching) => (punching.punch.role() == Role::Called, true),
+            _ => (false, false),
+        };
+        let method = via.unwrap_or_else(|| self.punch_method(way));
+        if ack.chosen && (called || !punching) {
+            // The caller decides. Payload follows at once; that the way works in both directions, its choice says.
+            self.adopt(now, local, way, method, true);
+            self.settle(local, way);
+        } else if self.paths.current().is_none() {
+            self.adopt(now, local, way, method, false);
+            self.stop_punch();
+            self.challenge(now, local, way, Goal::Move(method));
+        } else {
+            self.challenge(now, local, way, Goal::Move(method));
+        }
+    }
+
+    /// The way on which a probe of ours was answered works both ways.
+    fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
+        if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
+            match goal {
+                Goal::Check => {}
+                Goal::Ping(token) => local.tell(Event::Pong { token, rtt }),
+                Goal::Choose => self.settle(local, way),
+                Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
+            }
+            return;
+        }
+        let Call::Punching(punching) = &self.call else { return };
+        let Some((socket, to, at)) = punching.punch.fired(ack2.token) else { return };
+        if (Way { socket, remote: to }) != way {
+            return;
+        }
+        let method = self.candidate_method(way).unwrap_or_else(|| self.punch_method(way));
+        self.on_proved(now, local, way, method, Some(now.since(at)));
+    }
+
+    fn on_proved(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, rtt: Option<Duration>) {
+        let called = matches!(&self.call, Call::Punching(punching) if punching.punch.role() == Role::Called);
+        let was_current = self.paths.is_current(way);
+        // Roaming: the peer sends from there now, so that is where it is to be answered.
+        if !was_current && !self.paths.improves(method) && method != Method::Roamed {
+            return;
+        }
+        let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
+        if called && self.paths.current().is_some_and(|path| path.proved) && !was_current {
+            return;
+        }
+        self.adopt(now, local, way, method, true);
+        if let Some(rtt) = rtt {
+            self.paths.note_rtt(rtt);
+        }
+        if !called {
+            self.stop_punch();
+            self.challenge(now, local, way, Goal::Choose);
+        }
+    }
+
+    fn stop_punch(&mut self) {
+        if let Call::Punching(punching) = &mut self.call {
+            punching.punch.stop();
+        }
+    }
+
+    /// Takes a way into use, and sends what waited for one.
+    fn adopt(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, proved: bool) {
+        let news = self.paths.current().is_none();
+        self.paths.adopt(now, way, method, proved);
+        if let Some(old) = self.kept_socket.filter(|old| *old != way.socket) {
+            local.close_socket(old);
+            self.kept_socket = None;
+        }
+        self.failures = 0;
+        self.failed = false;
+        self.why = Some(self.found_by(method));
+        self.tunnel.set_keepalive(now, Some(KEEPALIVE));
+        match self.call {
+            Call::Punching(_) => {
+                if way.socket == SocketId::MAIN_V4 {
+                    self.main_was_used = true;
+                }
+            }
+            Call::Calling(_) | Call::Surveying { purpose: Purpose::Answer(_), .. } => {}
+            Call::Idle | Call::Knocking { .. } | Call::Resting { .. } | Call::Surveying { .. } => {
+                self.end_call(local, None)
+            }
+        }
+        if news {
+            let after = now.since(self.call_began.unwrap_or(now));
+            self.connect_time = Some(after);
+            local.tell(Event::Connected { peer: self.config.name.clone(), endpoint: way.remote, method, after });
+        }
+        self.flush(now, local);
+        for token in std::mem::take(&mut self.waiting_pings) {
+            self.challenge(now, local, way, Goal::Ping(token));
+        }
+    }
+
+    /// The path of a call is chosen: everything else that the call opened is closed.
+    fn settle(&mut self, local: &mut Local, way: Way) {
+        if matches!(self.call, Call::Punching(_)) {
+            self.end_call(local, Some(way.socket));
+        }
+    }
+
+    /// Sends what waited for a session and a path.
+    fn flush(&mut self, now: Instant, local: &mut Local) {
+        let Some(way) = self.way() else { return };
+        let mut sent = false;
+        while let Some(mut packet) = self.tunnel.poll_queued(now) {
+            if self.tunnel.seal(now, &mut packet) {
+                local.send_packet(way, &packet);
+                sent = true;
+            }
+        }
+        if sent {
+            self.paths.note_sent(now);
+        }
+    }
+
+    fn send_keepalive(&mut self, now: Instant, local: &mut Local) {
+        let Some(way) = self.way() else { return };
+        let mut packet = Packet::with_capacity(0);
+        if self.tunnel.is_established(now) && self.tunnel.seal(now, &mut packet) {
+            local.send_packet(way, &packet);
+        }
+    }
+
+    fn challenge(&mut self, now: Instant, local: &mut Local, way: Way, goal: Goal) {
+        let token = local.rng.next_u64();
+        if let Some(ask) = self.paths.challenge(now, way, goal, token) {
+            self.ask(now, local, ask);
+        }
+    }
+
+    fn ask(&mut self, now: Instant, local: &mut Local, ask: Ask) {
+        let Some(index) = self.probe_index() else { return };
+        let body = Ack { token: ask.token, via: None, chosen: ask.chosen }.encode();
+        if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body) {
+            local.send(ask.way, payload);
+            self.probes_sent += 1;
+        }
+    }
+
+    /// The session whose keys probes are sealed with: the call's while it lasts, for it may not be the tunnel's current one yet.
+    fn probe_index(&self) -> Option<u32> {
+        match &self.call {
+            Call::Punching(punching) => Some(punching.index),
+            _ => self.tunnel.current_index(),
+        }
+    }
+
+    /// Sends a handshake initiation by `way`.
+    fn initiate(&mut self, now: Instant, local: &mut Local, way: Way) {
+        let index = local.new_index(self.id);
+        let wall = local.wall(now);
+        let (message, _) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
+        local.send(way, message.to_vec());
+    }
+
+    pub fn handle_ping(&mut self, now: Instant, local: &mut Local, token: u64) {
+        match self.way().filter(|_| self.tunnel.is_established(now)) {
+            Some(way) => self.challenge(now, local, way, Goal::Ping(token)),
+            None => {
+                if self.waiting_pings.len() < MAX_WAITING_PINGS {
+                    self.waiting_pings.push(token);
+                }
+                self.wanted = true;
+            }
+        }
+        self.drive(now, local);
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant, local: &mut Local) {
+        self.tunnel.handle_timeout(now);
+        match self.paths.handle_timeout(now, || local.rng.next_u64()) {
+            Ok(asks) => {
+                for ask in asks {
+                    self.ask(now, local, ask);
+                }
+            }
+            // Stock WireGuard answers no probe; whether it is there, WireGuard's own timers tell.
+            Err(_) if !self.is_member => {}
+            Err(way) => self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote)),
+        }
+        self.drive(now, local);
+    }
+
+    fn on_path_lost(&mut self, now: Instant, local: &mut Local, why: String) {
+        self.paths.lose();
+        if let Some(socket) = self.kept_socket.take() {
+            local.close_socket(socket);
+        }
+        self.tunnel.set_keepalive(now, None);
+        local.tell(Event::Lost { peer: self.config.name.clone(), why: why.clone() });
+        self.why = Some(why);
+        self.wanted |= self.config.connect == Connect::Always;
+        if let Call::Idle | Call::Resting { .. } | Call::Punching(_) = self.call {
+            self.end_call(local, None);
+            self.call = Call::Resting { until: now };
+        }
+    }
+
+    /// Does what is to be done now: what the tunnel asked for, and what the call is due for.
+    fn drive(&mut self, now: Instant, local: &mut Local) {
+        while let Some(event) = self.tunnel.poll_event() {
+            match event {
+                TunnelEvent::WantHandshake { retry } => self.on_want_handshake(now, local, retry),
+                TunnelEvent::WantKeepalive => self.send_keepalive(now, local),
+                TunnelEvent::HandshakeExpired => self.on_handshake_expired(now, local),
+                TunnelEvent::Established { .. } => self.flush(now, local),
+                TunnelEvent::Retired(index) => {
+                    local.indices.remove(&index);
+                }
+            }
+        }
+        self.drive_call(now, local);
+    }
+
+    fn on_want_handshake(&mut self, now: Instant, local: &mut Local, retry: bool) {
+        match (&self.call, self.paths.current()) {
+            // A call carries its own handshake.
+            (Call::Calling(_) | Call::Punching(_) | Call::Surveying { .. }, _) => {}
+            (_, Some(path)) => {
+                if retry && self.is_member {
+                    self.challenge(now, local, path.way, Goal::Check);
+                }
+                self.initiate(now, local, path.way);
+            }
+            (_, None) => self.wanted = true,
+        }
+    }
+
+    fn on_handshake_expired(&mut self, now: Instant, local: &mut Local) {
+        if let Some(path) = self.paths.current() {
+            let why = format!("{} did not answer a handshake for 90 s", path.way.remote);
+            self.on_path_lost(now, local, why);
+        }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timers = [self.tunnel.poll_timeout(), self.paths.poll_timeout(), self.call_timeout()];
+        timers.into_iter().flatten().min()
+    }
+
+    pub fn snapshot(&self, now: Instant, local: &Local) -> snapshot::Peer {
+        let path = self.paths.current();
+        let (tx_bytes, rx_bytes) = self.tunnel.traffic();
+        let connected = self.is_connected(now);
+        let state = match &self.call {
+            _ if connected => snapshot::State::Connected,
+            Call::Punching(_) => snapshot::State::Punching,
+            Call::Calling(_) | Call::Surveying { .. } | Call::Knocking { .. } => snapshot::State::Calling,
+            Call::Idle | Call::Resting { .. } if self.failed => snapshot::State::Failed,
+            Call::Resting { .. } if self.wanted => snapshot::State::Calling,
+            Call::Idle | Call::Resting { .. } => snapshot::State::Idle,
+        };
+        let (probes, sockets) = match &self.call {
+            Call::Punching(punching) => (punching.punch.probes_sent(), punching.punch.sockets_used()),
+            _ => (0, 0),
+        };
+        snapshot::Peer {
+            name: self.config.name.clone(),
+            public_key: self.config.public_key.to_string(),
+            state,
+            endpoint: path.map(|path| path.way.remote),
+            method: path.filter(|_| connected).map(|path| path.method),
+            why: self.why.clone(),
+            cipher: connected.then_some(snapshot::Cipher::ChaCha20Poly1305),
+            rtt_ms: self.paths.rtt().filter(|_| connected).map(|rtt| rtt.as_secs_f64() * 1e3),
+            connect_ms: self.connect_time.and_then(|time| u64::try_from(time.as_millis()).ok()),
+            probes_sent: self.probes_sent + probes,
+            sockets_used: self.sockets_used.max(sockets),
+            tx_bytes,
+            rx_bytes,
+            last_handshake: self.tunnel.last_handshake().map(|at| local.clock.at(at).0.as_secs()),
+            allowed_ips: self.config.allowed_ips.iter().map(ToString::to_string).collect(),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Our side of a call that the peer places: taken or refused, and answered (patent [0063] to [0068]).
+
+use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, Parties, SHORTEST_ROUND};
+use super::{Answered, Call, Incoming, Peer, Purpose, words};
+use crate::proto::action::Drop;
+use crate::proto::context::Local;
+use crate::proto::message_control::{self, Abort, Answer, CallId, Reason};
+use crate::proto::noise::{INITIATION_LEN, Received};
+use crate::proto::plan;
+use crate::proto::punch::{self, Role};
+use crate::proto::{Instant, SocketId};
+
+/// A call of the peer's that crossed with our own is ignored for so long after ours was answered: what a datagram may have
+/// been on its way.
+const CROSSED: std::time::Duration = std::time::Duration::from_secs(2);
+
+impl Peer {
+    /// Something that the peer had a server pass to us.
+    pub fn handle_passed(&mut self, now: Instant, local: &mut Local, server: usize, passed: &[u8]) -> Result<(), Drop> {
+        match passed.split_first() {
+            Some((&CALL, rest)) => self.handle_call(now, local, server, passed, rest),
+            Some((&ANSWER, rest)) => self.handle_answer(now, local, rest),
+            Some((&ABORT, rest)) => self.handle_abort(now, local, rest),
+            _ => Err(Drop::Malformed),
+        }
+    }
+
+    fn handle_call(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        server: usize,
+        passed: &[u8],
+        rest: &[u8],
+    ) -> Result<(), Drop> {
+        if let Some(answered) = self.answered.as_ref().filter(|answered| answered.passed == passed) {
+            // A repetition, because our answer was lost or is late.
+            let answer = answered.answer.clone();
+            self.pass(now, local, server, answer);
+            return Ok(());
+        }
+        if let Call::Surveying { purpose: Purpose::Answer(incoming), .. } = &self.call
+            && incoming.passed == passed
+        {
+            return Ok(());
+        }
+        let (initiation, sealed) = rest.split_at_checked(INITIATION_LEN).ok_or(Drop::Malformed)?;
+        let received = Received::open(&local.identity, initiation)?;
+        if received.peer != self.config.public_key {
+            return Err(Drop::Unauthentic);
+        }
+        if !self.tunnel.is_new(&received) {
+            return Err(Drop::Replayed);
+        }
+        let call = received.exports.call.open(sealed).ok_or(Drop::Unauthentic)?;
+        let call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
+        if !self.config.calls.answers() {
+            return self.refuse(now, local, server, received, call.id, Reason::Unwilling);
+        }
+        if self.has_precedence(now, local) {
+            return Ok(());
+        }
+        local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
+        self.end_call(local, None);
+        self.call_began.get_or_insert(now);
+        let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, server };
+        self.survey(now, local, Purpose::Answer(Box::new(incoming)));
+        self.drive(now, local);
+        Ok(())
+    }
+
+    /// Whether our own call goes first, where both call at once: that of the lower key does.
+    fn has_precedence(&self, now: Instant, local: &Local) -> bool {
+        let lower = local.identity.public() < self.config.public_key;
+        match &self.call {
+            Call::Calling(_) => lower,
+            Call::Punching(punching) => {
+                let punch = &punching.punch;
+                lower && punch.role() == Role::Caller && now.since(punch.opened()) < CROSSED
+            }
+            Call::Idle | Call::Knocking { .. } | Call::Surveying { .. } | Call::Resting { .. } => false,
+        }
+    }
+
+    /// Sends one abort, and never another for the same call: its key seals once.
+    fn refuse(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        server: usize,
+        received: Received,
+        id: CallId,
+        reason: Reason,
+    ) -> Result<(), Drop> {
+        let index = received.index.to_le_bytes();
+        let key = self.tunnel.refuse_initiation(now, received)?;
+        let sealed = key.seal(&Abort { id, reason }.encode());
+        self.pass(now, local, server, [[ABORT].as_slice(), &index, &sealed].concat());
+        Ok(())
+    }
+
+    fn pass(&self, now: Instant, local: &mut Local, server: usize, passed: Vec<u8>) {
+        if let Some(server) = local.servers.get_mut(server) {
+            server.forward(now, self.config.public_key, passed);
+        }
+    }
+
+    /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent [0067]).
+    pub(super) fn answer(&mut self, now: Instant, local: &mut Local, socket: SocketId, incoming: Incoming) {
+        let Incoming { passed, received, call, came, server } = incoming;
+        let (ours, fresh) = local.report(now, socket, server);
+        // Half of both round trips to the server: when the caller most likely has the answer.
+        let until_start = (call.report.server_delay + ours.server_delay) / 2;
+        let round = (until_start * 8).clamp(SHORTEST_ROUND, LONGEST_ROUND);
+        let since_call = now.since(came) + until_start;
+        let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
+        let parties = Parties { id: call.id, role: Role::Called, caller: &call.report, called: &ours, terms };
+        let setup = parties.setup(local, self.spent, now + until_start, socket, fresh);
+        if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
+            self.end_sockets(local, socket, fresh);
+            // A replay gets no abort, and needs none.
+            let _ = self.refuse(now, local, server, received, call.id, Reason::Busy);
+            self.rest(now, local, BUSY_REST);
+            return;
+        }
+        let index = local.new_index(self.id);
+        let Ok((response, key)) = self.tunnel.handle_initiation(now, received, index, &mut local.rng) else {
+            local.indices.remove(&index);
+            self.end_sockets(local, socket, fresh);
+            self.rest(now, local, FIRST_REST);
+            return;
+        };
+        let answer = Answer { id: call.id, report: ours.clone(), terms };
+        let answer = [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat();
+        self.pass(now, local, server, answer.clone());
+        self.answered = Some(Answered { passed, answer });
+        self.punch(now, local, setup, index, ours, call.report);
+    }
+}

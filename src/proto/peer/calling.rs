@@ -1,0 +1,472 @@
+//! Our side of a call that we place (patent [0059] to [0062], [0069]), and what both sides share: the punch, the end of a call,
+//! and the back-off.
+
+use std::time::Duration;
+
+use rand_chacha::rand_core::RngCore;
+
+use super::{Call, Calling, ENDPOINT_FIRST, Peer, Punching, Purpose, Spent, words};
+use crate::proto::action::{Drop, Event};
+use crate::proto::config;
+use crate::proto::context::Local;
+use crate::proto::discovery::survey::Protocol;
+use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report, Terms};
+use crate::proto::noise::RESPONSE_LEN;
+use crate::proto::path::{Goal, Way};
+use crate::proto::plan::{self, Outlook};
+use crate::proto::probe::Ack;
+use crate::proto::punch::{Load, Punch, Role, Setup, Shot, Step};
+use crate::proto::snapshot::Method;
+use crate::proto::tunnel::timers::REKEY_TIMEOUT;
+use crate::proto::wire::Dudp;
+use crate::proto::{Action, Instant, SocketId};
+
+/// What goes through the server begins with one of these.
+pub(super) const CALL: u8 = 1;
+pub(super) const ANSWER: u8 = 2;
+pub(super) const ABORT: u8 = 3;
+
+/// How old a survey may be for a call: a NAT whose ports move gives out some more each second, one whose ports stay only
+/// moves when it is restarted.
+const FRESH_IF_MOVING: Duration = Duration::from_secs(1);
+const FRESH_IF_FIXED: Duration = Duration::from_secs(5);
+/// How long the peer's call waits for our own survey: what a survey with silent servers takes, and some.
+pub(super) const SURVEY_WAIT: Duration = Duration::from_secs(2);
+/// A call without an answer is repeated after two round trips to the server and back, but no sooner than this …
+const SOONEST_RETRY: Duration = Duration::from_millis(300);
+/// … so many times in all, each time later by half.
+const CALL_TRIES: u32 = 5;
+/// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
+pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Between two tries of one call, for the caller.
+const AGAIN: Duration = Duration::from_millis(100);
+/// The called member was in another hard call: those take about as long.
+pub(super) const BUSY_REST: Duration = Duration::from_millis(1500);
+/// A member that does not want us will not want us in a second either.
+const REFUSED_REST: Duration = Duration::from_secs(60);
+/// Bounds on a round of the shotgun: long enough for a shot to arrive and its answer to come back, as far as can be known
+/// from the way over the server; short enough for several rounds in a call.
+pub(super) const SHORTEST_ROUND: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_ROUND: Duration = Duration::from_secs(2);
+
+impl Peer {
+    /// What passes the call's own deadlines.
+    pub(super) fn call_timeout(&self) -> Option<Instant> {
+        match &self.call {
+            Call::Idle => None,
+            Call::Knocking { until } | Call::Resting { until } => Some(*until),
+            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => Some(incoming.came + SURVEY_WAIT),
+            // The survey ends by its own deadlines, and whoever waits for it is looked at then.
+            Call::Surveying { purpose: Purpose::Place, .. } => None,
+            Call::Calling(calling) => Some(calling.due),
+            Call::Punching(punching) => punching.punch.poll_timeout(),
+        }
+    }
+
+    /// Whether a change in discovery or at a server may let this peer's call go on.
+    pub fn waits_for_others(&self) -> bool {
+        match self.call {
+            Call::Surveying { .. } => true,
+            Call::Idle => self.wanted && self.paths.current().is_none(),
+            Call::Knocking { .. } | Call::Calling(_) | Call::Punching(_) | Call::Resting { .. } => false,
+        }
+    }
+
+    /// The network changed under us: back-off is for others' sake, and the others are not the same any more.
+    pub fn hurry(&mut self, now: Instant, local: &mut Local) {
+        if let Call::Resting { until } = &mut self.call {
+            *until = now;
+            self.failures = 0;
+        }
+        if let Some(path) = self.paths.current()
+            && self.is_member
+        {
+            self.challenge(now, local, path.way, Goal::Check);
+        }
+        self.drive(now, local);
+    }
+
+    pub fn is_in_hard_call(&self) -> bool {
+        matches!(&self.call, Call::Punching(punching) if punching.punch.is_hard())
+    }
+
+    pub(super) fn drive_call(&mut self, now: Instant, local: &mut Local) {
+        match &mut self.call {
+            Call::Resting { until } if now >= *until => {
+                self.call = Call::Idle;
+                self.begin(now, local);
+            }
+            Call::Idle => self.begin(now, local),
+            Call::Knocking { until } if now >= *until => {
+                self.call = Call::Idle;
+                self.begin_call(now, local);
+            }
+            Call::Surveying { .. } => self.on_survey(now, local),
+            Call::Calling(calling) if now >= calling.due => self.repeat_call(now, local),
+            Call::Punching(_) => self.drive_punch(now, local),
+            Call::Knocking { .. } | Call::Calling(_) | Call::Resting { .. } => {}
+        }
+    }
+
+    /// Begins to look for a path, where one is wanted and missing.
+    fn begin(&mut self, now: Instant, local: &mut Local) {
+        if !self.wanted || self.paths.current().is_some() {
+            return;
+        }
+        if self.endpoints.is_empty() {
+            self.begin_call(now, local);
+            return;
+        }
+        let turn = self.endpoint_turn;
+        self.endpoint_turn = turn.wrapping_add(1);
+        let remote = self.endpoints[turn % self.endpoints.len()];
+        self.call_began.get_or_insert(now);
+        local.step(&self.config.name, format!("shaking hands at the configured endpoint {remote}"));
+        self.initiate(now, local, Way { socket: SocketId::main_for(&remote), remote });
+        let can_call = self.config.calls.may_call() && local.connected_server().is_some();
+        let wait = if can_call { ENDPOINT_FIRST } else { REKEY_TIMEOUT };
+        self.call = Call::Knocking { until: now + wait };
+    }
+
+    /// Surveys, where that is due, and then places a call.
+    fn begin_call(&mut self, now: Instant, local: &mut Local) {
+        let has_endpoint = !self.endpoints.is_empty();
+        if !self.config.calls.may_call() || local.servers.is_empty() {
+            if has_endpoint {
+                let remote = self.endpoints[0];
+                let why = format!(
+                    "nothing answers at the configured endpoint {remote}: check the address, the port, and the keys on both sides"
+                );
+                self.fail(now, local, why, FIRST_REST);
+            } else {
+                self.why.get_or_insert_with(|| "waits for the peer to call".to_owned());
+            }
+            return;
+        }
+        if local.connected_server().is_none() {
+            self.why = Some("no rendezvous server answers, so there is nobody to pass a call".to_owned());
+            if has_endpoint {
+                self.rest(now, local, FIRST_REST);
+            }
+            return;
+        }
+        if local.hard_call.is_some_and(|peer| peer != self.id) && local.discovery.moves() {
+            self.rest(now, local, BUSY_REST);
+            return;
+        }
+        self.call_began.get_or_insert(now);
+        self.survey(now, local, Purpose::Place);
+    }
+
+    pub(super) fn survey(&mut self, now: Instant, local: &mut Local, purpose: Purpose) {
+        let moving = local.discovery.moves();
+        let age = local.discovery.main_age(now);
+        let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
+        let mut socket = SocketId::MAIN_V4;
+        // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
+        if (moving && (stale || self.main_was_used)) || self.spent.probes > 0 {
+            let scout = local.ids.next();
+            if local.discovery.scout(now, scout) {
+                socket = scout;
+            }
+        } else if stale && local.discovery.is_ready(now, SocketId::MAIN_V4) {
+            local.discovery.again(now);
+        }
+        local.collect_discovery();
+        self.call = Call::Surveying { socket, purpose };
+        self.on_survey(now, local);
+    }
+
+    fn on_survey(&mut self, now: Instant, local: &mut Local) {
+        let Call::Surveying { socket, purpose } = &self.call else { return };
+        let socket = *socket;
+        let waited = match purpose {
+            Purpose::Place => false,
+            Purpose::Answer(incoming) => now.since(incoming.came) >= SURVEY_WAIT,
+        };
+        if !waited && !local.discovery.is_ready(now, socket) {
+            return;
+        }
+        match std::mem::replace(&mut self.call, Call::Idle) {
+            Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket),
+            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => self.answer(now, local, socket, *incoming),
+            other => self.call = other,
+        }
+    }
+
+    /// Sends the second tuple and the differential to the peer (patent [0062]).
+    fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId) {
+        let Some(server) = local.connected_server() else {
+            self.end_sockets(local, socket, None);
+            self.rest(now, local, FIRST_REST);
+            return;
+        };
+        let (report, fresh) = local.report(now, socket, server);
+        let index = local.new_index(self.id);
+        let wall = local.wall(now);
+        let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
+        let id = local.rng.next_u64();
+        let call = message_control::Call { id, report: report.clone() };
+        let sealed = keys.call.seal(&call.encode());
+        let passed = [[CALL].as_slice(), &initiation, &sealed].concat();
+        local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
+        let due = now + retry_after(&report);
+        let abort = keys.abort;
+        let calling = Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0 };
+        self.call = Call::Calling(Box::new(calling));
+        self.pass_call(now, local);
+    }
+
+    fn pass_call(&mut self, now: Instant, local: &mut Local) {
+        let Call::Calling(calling) = &mut self.call else { return };
+        calling.tries += 1;
+        for server in &mut local.servers {
+            server.forward(now, self.config.public_key, calling.passed.clone());
+        }
+    }
+
+    fn repeat_call(&mut self, now: Instant, local: &mut Local) {
+        let Call::Calling(calling) = &mut self.call else { return };
+        if calling.tries < CALL_TRIES {
+            calling.due = now + retry_after(&calling.report) * 3u32.pow(calling.tries) / 2u32.pow(calling.tries);
+            self.pass_call(now, local);
+        } else {
+            let why = "the call was passed on and not answered: the peer may be starting, or cut off";
+            self.fail(now, local, why.to_owned(), FIRST_REST);
+        }
+    }
+
+    /// A server does not know the peer.
+    pub fn handle_absent(&mut self, now: Instant, local: &mut Local) {
+        let Call::Calling(_) = &self.call else { return };
+        if local.servers.iter().filter(|server| server.is_connected()).count() > 1 {
+            // Another server may know it; if none does, the call's own time runs out.
+            return;
+        }
+        let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
+        self.fail(now, local, why.to_owned(), FIRST_REST);
+        self.drive(now, local);
+    }
+
+    pub(super) fn handle_answer(&mut self, now: Instant, local: &mut Local, rest: &[u8]) -> Result<(), Drop> {
+        let (response, sealed) = rest.split_at_checked(RESPONSE_LEN).ok_or(Drop::Malformed)?;
+        let Call::Calling(calling) = &self.call else { return Err(Drop::Unknown) };
+        let (id, index) = (calling.id, calling.index);
+        let key = self.tunnel.handle_response(now, index, response)?;
+        let answer = key.open(sealed).ok_or(Drop::Unauthentic)?;
+        let answer = Answer::parse(&answer).filter(|answer| answer.id == id).ok_or(Drop::Malformed)?;
+        let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
+        let Calling { report, socket, fresh, .. } = *calling;
+        local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
+        let mut terms = answer.terms;
+        terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
+        let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms };
+        let setup = call.setup(local, self.spent, now, socket, fresh);
+        self.punch(now, local, setup, index, report, answer.report);
+        self.drive(now, local);
+        Ok(())
+    }
+
+    pub(super) fn handle_abort(&mut self, now: Instant, local: &mut Local, rest: &[u8]) -> Result<(), Drop> {
+        let Call::Calling(calling) = &self.call else { return Err(Drop::Unknown) };
+        let (index, sealed) = rest.split_at_checked(4).ok_or(Drop::Malformed)?;
+        if index != calling.index.to_le_bytes() {
+            return Err(Drop::Unknown);
+        }
+        let abort = calling.abort.open(sealed).ok_or(Drop::Unauthentic)?;
+        let abort = Abort::parse(&abort).filter(|abort| abort.id == calling.id).ok_or(Drop::Malformed)?;
+        match abort.reason {
+            Reason::Unwilling => {
+                let why = "the peer refuses calls from us: its owner set `calls` so; ask there for `calls = \"both\"`, or wait for its call";
+                self.fail(now, local, why.to_owned(), REFUSED_REST);
+            }
+            Reason::Busy => {
+                self.why = Some("the peer is in another hard call; this one is tried again in a moment".to_owned());
+                self.rest(now, local, BUSY_REST);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn punch(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        setup: Setup,
+        index: u32,
+        ours: Report,
+        theirs: Report,
+    ) {
+        local.step(&self.config.name, words::plan(&setup, &ours, &theirs));
+        self.main_was_used |= setup.reported == SocketId::MAIN_V4;
+        self.is_member = true;
+        let punch = Punch::new(now, setup);
+        self.call = Call::Punching(Box::new(Punching { punch, index, ours, theirs }));
+        self.drive_punch(now, local);
+    }
+
+    fn drive_punch(&mut self, now: Instant, local: &mut Local) {
+        let Call::Punching(punching) = &mut self.call else { return };
+        let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
+        local.discovery.note_mappings(punching.punch.take_mappings());
+        let index = punching.index;
+        let expired = punching.punch.has_expired(now);
+        for step in steps {
+            self.carry_out(now, local, index, step);
+        }
+        if expired {
+            self.on_punch_expired(now, local);
+        }
+    }
+
+    fn carry_out(&mut self, now: Instant, local: &mut Local, index: u32, step: Step) {
+        match step {
+            Step::Open { socket, port } => local.act(Action::OpenSocket { id: socket, port }),
+            Step::Close(socket) => local.close_socket(socket),
+            Step::Shoot(Shot { socket, to, ttl, load }) => {
+                let payload = match load {
+                    Load::Ack { token, via } => {
+                        let body = Ack { token, via, chosen: false }.encode();
+                        self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body)
+                    }
+                    Load::Blank => Some(local.discovery.blank()),
+                };
+                if let Some(payload) = payload {
+                    local.send_with(Way { socket, remote: to }, ttl, payload);
+                }
+            }
+        }
+    }
+
+    fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
+        let Call::Punching(punching) = &self.call else { return };
+        if self.paths.current().is_some() {
+            self.end_call(local, None);
+            return;
+        }
+        let elapsed = now.since(self.call_began.unwrap_or(now));
+        let poor = !matches!(punching.punch.outlook(), Outlook::Good);
+        let left = self.spent.probes.saturating_add(punching.punch.probes_used()) < local.punch.probes;
+        if elapsed + LONGEST_ROUND < local.punch.timeout && left && !poor {
+            // The caller goes first, so that the two do not cross.
+            let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN * 6 };
+            let began = self.call_began;
+            self.end_call(local, None);
+            self.call_began = began;
+            self.call = Call::Resting { until: now + wait };
+            return;
+        }
+        let why = words::no_path(punching);
+        // The patent's fail-over value ([0072]): the reported tuple, by itself, when all else is over. It is asked while the
+        // back-off lasts, and taken if it answers.
+        if let Some(remote) = punching.theirs.tuple {
+            let way = Way { socket: SocketId::main_for(&remote), remote };
+            self.challenge(now, local, way, Goal::Move(Method::Punch));
+        }
+        self.fail(now, local, why, FIRST_REST);
+    }
+
+    /// Ends whatever call there is, and closes its sockets but the one in use and `keep`.
+    pub(super) fn end_call(&mut self, local: &mut Local, keep: Option<SocketId>) {
+        match std::mem::replace(&mut self.call, Call::Idle) {
+            Call::Punching(mut punching) => {
+                self.probes_sent += punching.punch.probes_sent();
+                self.spent.probes += punching.punch.probes_used();
+                self.spent.sockets += punching.punch.sockets_used();
+                self.sockets_used = punching.punch.sockets_used();
+                let keep = keep.or(self.paths.current().map(|path| path.way.socket));
+                for socket in punching.punch.close(keep) {
+                    local.discovery.forget_scout(socket);
+                    local.close_socket(socket);
+                }
+                if let Some(kept) = keep.filter(|socket| *socket >= SocketId::FIRST_EXTRA) {
+                    local.discovery.forget_scout(kept);
+                    self.kept_socket = Some(kept);
+                }
+            }
+            Call::Calling(calling) => self.end_sockets(local, calling.socket, calling.fresh),
+            Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
+            Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
+        }
+        if self.paths.current().is_some() {
+            self.call_began = None;
+            self.spent = Spent::default();
+        }
+    }
+
+    pub(super) fn end_sockets(&mut self, local: &mut Local, reported: SocketId, fresh: Option<SocketId>) {
+        for socket in [Some(reported), fresh].into_iter().flatten() {
+            local.discovery.forget_scout(socket);
+            local.close_socket(socket);
+        }
+    }
+
+    fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
+        // The same news is no news: a peer that is off for a night is told of once.
+        if !self.failed || self.why.as_ref() != Some(&why) {
+            local.tell(Event::CallFailed { peer: self.config.name.clone(), why: why.clone() });
+        }
+        self.why = Some(why);
+        self.failed = true;
+        self.rest(now, local, first_rest);
+    }
+
+    /// Waits before the next try, longer each time.
+    pub(super) fn rest(&mut self, now: Instant, local: &mut Local, first: Duration) {
+        self.end_call(local, None);
+        let wait = (first * 2u32.pow(self.failures.min(6))).min(LONGEST_REST.max(first));
+        self.failures = self.failures.saturating_add(1);
+        // A quarter of jitter, so that two sides that fail together do not go on to meet in the same way.
+        let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 1024.0);
+        self.call_began = None;
+        self.spent = Spent::default();
+        self.call = Call::Resting { until: now + wait + jitter };
+    }
+}
+
+fn retry_after(report: &Report) -> Duration {
+    (report.server_delay * 4).max(SOONEST_RETRY)
+}
+
+/// Both members of a call that was answered, as one of them sees it.
+pub(super) struct Parties<'a> {
+    pub id: CallId,
+    pub role: Role,
+    pub caller: &'a Report,
+    pub called: &'a Report,
+    pub terms: Terms,
+}
+
+impl Parties<'_> {
+    pub(super) fn setup(
+        &self,
+        local: &Local,
+        spent: Spent,
+        start: Instant,
+        reported: SocketId,
+        fresh: Option<SocketId>,
+    ) -> Setup {
+        let (ours, theirs) = match self.role {
+            Role::Caller => (self.caller, self.called),
+            Role::Called => (self.called, self.caller),
+        };
+        Setup {
+            id: self.id,
+            role: self.role,
+            start,
+            rounds: plan::rounds(self.caller, self.called, &self.terms, &local.punch),
+            round: self.terms.round,
+            outlook: plan::outlook(self.caller, self.called),
+            reported,
+            fresh,
+            candidates: local.worthwhile(ours, theirs),
+            limits: config::Punch {
+                probes: local.punch.probes.saturating_sub(spent.probes),
+                sockets: local.punch.sockets.saturating_sub(spent.sockets),
+                ..local.punch
+            },
+            server: local.discovery.any_target(Protocol::Dudp),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The sentences that tell a user how a path was found, or why there is none and what would help.
+
+use super::{Call, Peer, Punching};
+use crate::proto::message_control::{CandidateKind, Report};
+use crate::proto::nat::{Allocation, Mapping};
+use crate::proto::path::Way;
+use crate::proto::plan::Outlook;
+use crate::proto::punch::{self, Role, Setup};
+use crate::proto::snapshot::Method;
+
+/// What a NAT does, for the middle of a sentence.
+fn nat(report: &Report) -> String {
+    match (report.mapping, report.allocation) {
+        (Mapping::None, _) => "no NAT".to_owned(),
+        (Mapping::Unknown, _) => "a NAT of unknown kind".to_owned(),
+        (_, Allocation::Preserving) => "a NAT that keeps ports".to_owned(),
+        (Mapping::EndpointIndependent, _) => "a NAT with one port for all destinations".to_owned(),
+        (_, Allocation::SecondPriority { step }) => {
+            format!("a NAT that keeps the first port and then counts by {step}")
+        }
+        (_, Allocation::Sequential { step }) => format!("a NAT that counts ports by {step}"),
+        (_, Allocation::Random) => "a NAT that picks random ports for each destination".to_owned(),
+        (_, Allocation::Unknown) => "a NAT with another port for each destination".to_owned(),
+    }
+}
+
+/// Where a member is seen, for a step's line.
+pub(super) fn tuple(report: &Report) -> String {
+    match report.tuple {
+        Some(tuple) => format!("{tuple}, behind {}", nat(report)),
+        None => "an address that no server told it".to_owned(),
+    }
+}
+
+/// What is going to be done, for a step's line.
+pub(super) fn plan(setup: &Setup, ours: &Report, theirs: &Report) -> String {
+    let hard = setup.rounds.first().is_some_and(punch::is_hard);
+    let how = if hard { "shotgun" } else { "probes" };
+    let role = match setup.role {
+        Role::Caller => "as the caller",
+        Role::Called => "as the called member",
+    };
+    let others = setup.candidates.len();
+    format!("{how} {role}: here {}, there {}; {others} other candidates", nat(ours), nat(theirs))
+}
+
+/// Why there is no path, and what would help.
+pub(super) fn no_path(punching: &Punching) -> String {
+    let (ours, theirs) = (&punching.ours, &punching.theirs);
+    let probes = punching.punch.probes_sent();
+    let sockets = punching.punch.sockets_used();
+    let tried = format!("{probes} probes from {sockets} sockets found no path");
+    let both = format!("here {}, there {}", nat(ours), nat(theirs));
+    match punching.punch.outlook() {
+        Outlook::Poor(reason) => {
+            format!("{tried}: {reason} ({both}); map a port on either router, or give both sides IPv6")
+        }
+        Outlook::Good if theirs.tuple.is_none() => format!(
+            "{tried}: no discovery server told the peer its public address; let UDP out to the discovery servers there"
+        ),
+        Outlook::Good if ours.tuple.is_none() => format!(
+            "{tried}: no discovery server told us our public address; let UDP out to the discovery servers here"
+        ),
+        Outlook::Good => {
+            let peer = theirs.tuple.map_or_else(|| "the peer".to_owned(), |tuple| tuple.ip().to_string());
+            format!(
+                "{tried} ({both}); a firewall on the way may forbid UDP between the two: let it out to {peer}, or map a port on either router"
+            )
+        }
+    }
+}
+
+impl Peer {
+    /// How the path in use was found.
+    pub(super) fn found_by(&self, method: Method) -> String {
+        let behind = match &self.call {
+            Call::Punching(punching) => format!(" (here {}, there {})", nat(&punching.ours), nat(&punching.theirs)),
+            _ => String::new(),
+        };
+        match method {
+            Method::Endpoint => "by the endpoint in the config".to_owned(),
+            Method::Lan => "both are on the same network".to_owned(),
+            Method::Ipv6 => "both have IPv6".to_owned(),
+            Method::PortMapping => "by a port that a router maps".to_owned(),
+            Method::Punch => format!("by probes to known ports{behind}"),
+            Method::Shotgun => format!("by a shotgun at predicted ports{behind}"),
+            Method::Roamed => "the peer moved, and answered from its new address".to_owned(),
+        }
+    }
+
+    /// Which kind of punch a way was found by.
+    pub(super) fn punch_method(&self, way: Way) -> Method {
+        if let Some(method) = self.candidate_method(way) {
+            return method;
+        }
+        match &self.call {
+            Call::Punching(punching) if punching.punch.is_hard() => Method::Shotgun,
+            Call::Punching(_) => Method::Punch,
+            _ if self.is_endpoint(way.remote) => Method::Endpoint,
+            _ => Method::Roamed,
+        }
+    }
+
+    /// As which of the peer's candidates its address is known.
+    pub(super) fn candidate_method(&self, way: Way) -> Option<Method> {
+        let Call::Punching(punching) = &self.call else { return None };
+        let candidate = punching.theirs.candidates.iter().find(|candidate| candidate.address == way.remote)?;
+        Some(match candidate.kind {
+            // Without a NAT, a host's own address is the one that everybody sees.
+            CandidateKind::Host if punching.theirs.tuple == Some(way.remote) => Method::Punch,
+            CandidateKind::Host => Method::Lan,
+            CandidateKind::Ipv6 => Method::Ipv6,
+            CandidateKind::Mapped => Method::PortMapping,
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! One key epoch of a tunnel: sealing and opening, counters, and the limits on both.
+//!
+//! ```text
+//! transport data                      a control message or probe of ours
+//!  0  type 4, three zero bytes         0  prefix: whatever our codec puts first
+//!  4  receiver's index, LE             p  receiver's index, LE
+//!  8  counter, LE                    p+4  counter, LE
+//! 16  sealed packet, then tag       p+12  sealed body, then tag
+//! ```
+//!
+//! Transport data is WireGuard's to the byte: padded to 16 bytes but not beyond the MTU, no additional data, and sealed in place,
+//! for [`Packet`] leaves room on both sides. A control message goes out under the same key and the same counter, so no nonce
+//! repeats, and through the same replay window; its additional data is everything before the body, while transport data has
+//! none, so neither can pass for the other. Probes have keys, a counter and a window of their own: a lost or forged one
+//! touches nothing of the session's.
+//!
+//! The cipher here is ring's ChaCha20-Poly1305, not the chacha20poly1305 crate's: measured at 1,420 bytes with the default
+//! target, 1.05–1.25 µs a packet against 3.06–4.23 µs. Keys are kept as bytes that are wiped when dropped, and given to ring for
+//! each packet: ring would keep a copy of 544 bytes and never wipe it. That costs 35 ns a packet, and its copies stay on the
+//! stack, where the next packet overwrites them.
+//!
+//! [`Sealer`] and [`Opener`] know nothing of tunnels or time, so that worker threads may hold them.
+
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+use super::action::Drop;
+use super::noise::Keys;
+use super::noise::primitive::{Secret, TAG_LEN};
+use super::packet::Packet;
+use super::replay::{PROBE_WORDS, Window};
+use super::time::Instant;
+
+pub const TRANSPORT_TYPE: [u8; 4] = [4, 0, 0, 0];
+/// Bytes before the sealed packet.
+pub const HEADER_LEN: usize = 16;
+/// Bytes that transport data adds to a padded packet.
+pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
+/// Receiver's index and counter, behind the prefix of a control message.
+const ADDRESS_LEN: usize = 12;
+/// Inner packets are padded to a multiple of this (whitepaper section 5.4.6).
+const PADDING: usize = 16;
+
+/// WireGuard's REJECT_AFTER_MESSAGES: 2^64 − 2^13 − 1.
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+
+/// A key for many packets.
+struct TransportKey(Secret);
+
+impl TransportKey {
+    fn expand(&self) -> LessSafeKey {
+        let key = UnboundKey::new(&CHACHA20_POLY1305, self.0.as_slice());
+        LessSafeKey::new(key.expect("32 bytes are what this cipher takes"))
+    }
+
+    fn seal(&self, counter: u64, aad: &[u8], body: &mut [u8]) -> Option<[u8; TAG_LEN]> {
+        let tag = self.expand().seal_in_place_separate_tag(nonce(counter), Aad::from(aad), body).ok()?;
+        tag.as_ref().try_into().ok()
+    }
+
+    /// `sealed`: body and tag. On success the body is its plaintext.
+    fn open(&self, counter: u64, aad: &[u8], sealed: &mut [u8]) -> Result<(), Drop> {
+        self.expand().open_in_place(nonce(counter), Aad::from(aad), sealed).map(|_| ()).map_err(|_| Drop::Unauthentic)
+    }
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    Nonce::assume_unique_for_key(nonce)
+}
+
+/// The sending half of a session.
+pub struct Sealer {
+    key: TransportKey,
+    receiver: u32,
+    counter: u64,
+}
+
+impl Sealer {
+    fn new(key: Secret, receiver: u32) -> Self {
+        Self { key: TransportKey(key), receiver, counter: 0 }
+    }
+
+    /// How many messages were sealed.
+    pub fn sealed(&self) -> u64 {
+        self.counter
+    }
+
+    /// Turns an inner packet into transport data, in place. An empty one becomes a keepalive. `None`, and the packet as it
+    /// was, where the key is used up or the packet has not the room. `mtu`: padding ends there; 0: no such bound.
+    pub fn seal(&mut self, packet: &mut Packet, mtu: usize) -> Option<()> {
+        if self.is_used_up() {
+            return None;
+        }
+        packet.grow(HEADER_LEN, padding(packet.bytes().len(), mtu) + TAG_LEN)?;
+        let counter = self.take_counter()?;
+        let (header, rest) = packet.bytes_mut().split_at_mut(HEADER_LEN);
+        header[..4].copy_from_slice(&TRANSPORT_TYPE);
+        header[4..8].copy_from_slice(&self.receiver.to_le_bytes());
+        header[8..].copy_from_slice(&counter.to_le_bytes());
+        let (body, tail) = rest.split_at_mut(rest.len() - TAG_LEN);
+        tail.copy_from_slice(&self.key.seal(counter, &[], body)?);
+        Some(())
+    }
+
+    /// A control message or probe: `prefix`, receiver, counter, sealed `body`. `None` where the key is used up.
+    pub fn seal_message(&mut self, prefix: &[u8], body: &[u8]) -> Option<Vec<u8>> {
+        let counter = self.take_counter()?;
+        let mut message = Vec::with_capacity(prefix.len() + ADDRESS_LEN + body.len() + TAG_LEN);
+        message.extend_from_slice(prefix);
+        message.extend_from_slice(&self.receiver.to_le_bytes());
+        message.extend_from_slice(&counter.to_le_bytes());
+        message.extend_from_slice(body);
+        let (header, sealed) = message.split_at_mut(prefix.len() + ADDRESS_LEN);
+        let tag = self.key.seal(counter, header, sealed)?;
+        message.extend_from_slice(&tag);
+        Some(message)
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.counter >= REJECT_AFTER_MESSAGES
+    }
+
+    fn take_counter(&mut self) -> Option<u64> {
+        if self.is_used_up() {
+            return None;
+        }
+        let counter = self.counter;
+        self.counter += 1;
+        Some(counter)
+    }
+}
+
+/// The receiving half of a session.
+pub struct Opener {
+    key: TransportKey,
+    window: Window,
+}
+
+impl Opener {
+    fn new(key: Secret, words: usize) -> Self {
+        Self { key: TransportKey(key), window: Window::new(words) }
+    }
+
+    /// Turns transport data for this session into the padded inner packet, in place. After an error the packet is of no use.
+    pub fn open(&mut self, packet: &mut Packet) -> Result<(), Drop> {
+        let (header, sealed) = packet.bytes_mut().split_at_mut_checked(HEADER_LEN).ok_or(Drop::Malformed)?;
+        let inner_len = sealed.len().checked_sub(TAG_LEN).ok_or(Drop::Malformed)?;
+        if header[..4] != TRANSPORT_TYPE {
+            return Err(Drop::Malformed);
+        }
+        let counter = self.admit(&header[8..])?;
+        self.key.open(counter, &[], sealed)?;
+        self.window.mark(counter);
+        packet.narrow(HEADER_LEN, inner_len);
+        Ok(())
+    }
+
+    /// Opens a control message or probe that has a prefix of `prefix` bytes.
+    pub fn open_message(&mut self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
+        let (header, sealed) = message.split_at_checked(prefix + ADDRESS_LEN).ok_or(Drop::Malformed)?;
+        let len = sealed.len().checked_sub(TAG_LEN).ok_or(Drop::Malformed)?;
+        let counter = self.admit(&header[prefix + 4..])?;
+        let mut body = sealed.to_vec();
+        self.key.open(counter, header, &mut body)?;
+        self.window.mark(counter);
+        body.truncate(len);
+        Ok(body)
+    }
+
+    /// The counter, if it is worth deciphering for.
+    fn admit(&self, counter: &[u8]) -> Result<u64, Drop> {
+        let counter = u64::from_le_bytes(counter.try_into().map_err(|_| Drop::Malformed)?);
+        if counter >= REJECT_AFTER_MESSAGES || !self.window.admits(counter) {
+            return Err(Drop::Replayed);
+        }
+        Ok(counter)
+    }
+}
+
+/// One key epoch.
+pub struct Session {
+    pub local_index: u32,
+    pub remote_index: u32,
+    pub created: Instant,
+    pub initiator: bool,
+    pub sealer: Sealer,
+    pub opener: Opener,
+    pub probe_sealer: Sealer,
+    pub probe_opener: Opener,
+}
+
+impl Session {
+    /// `words`: how wide the replay window is ([`super::replay`]).
+    pub fn new(keys: Keys, created: Instant, words: usize) -> Self {
+        Self {
+            local_index: keys.local_index,
+            remote_index: keys.remote_index,
+            created,
+            initiator: keys.initiator,
+            sealer: Sealer::new(keys.send, keys.remote_index),
+            opener: Opener::new(keys.receive, words),
+            probe_sealer: Sealer::new(keys.probe_send, keys.remote_index),
+            probe_opener: Opener::new(keys.probe_receive, PROBE_WORDS),
+        }
+    }
+
+    /// Whether nothing of the other side's was opened yet, probes aside.
+    pub fn is_fresh(&self) -> bool {
+        self.opener.window.is_fresh()
+    }
+}
+
+/// The receiver's index of transport data (`prefix` 4), or of a control message or probe with so long a prefix.
+pub fn receiver_of(datagram: &[u8], prefix: usize) -> Option<u32> {
+    let index = datagram.get(prefix..prefix.checked_add(4)?)?;
+    index.try_into().ok().map(u32::from_le_bytes)
+}
+
+fn padding(len: usize, mtu: usize) -> usize {
+    // A packet of several segments is padded by its last one, as WireGuard does.
+    let last = if mtu == 0 || len <= mtu { len } else { len % mtu };
+    let padded = last.next_multiple_of(PADDING);
+    if mtu == 0 { padded - last } else { padded.min(mtu) - last }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,319 @@
+//! A member's shell: drives one `Node` exactly as its contract says, and holds it to its promises.
+//!
+//! ```text
+//! handle_… → { poll_action … → poll_transmit … } until both are empty → poll_tun … → sleep to poll_timeout
+//! ```
+//!
+//! Checked at every step: sends come from sockets that are open; extra sockets and probes stay within `[punch]`; what comes out
+//! to the TUN device is a packet that was sent, for this member, from an address that the peer may have, and comes once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use p2ptund::proto::action::Drops;
+use p2ptund::proto::config::Config;
+use p2ptund::proto::node::Node;
+use p2ptund::proto::snapshot::Snapshot;
+use p2ptund::proto::{Action, Event, Instant, Packet, SocketId, Wall};
+
+use crate::inner::Echo;
+use crate::pinger::Pinger;
+use crate::world::{Datagram, Machine, Moment, START};
+
+/// The time to live that Linux gives where nobody asks for another.
+const TTL: u8 = 64;
+/// UDP's share of an Ethernet frame: nothing here is large enough to need more.
+const MAX_DATAGRAM: usize = 1472;
+/// The wall clock when a run starts: some day in 2026.
+const WALL: Duration = Duration::from_secs(1_790_000_000);
+/// How long a name takes to resolve.
+const RESOLVING: Duration = Duration::from_millis(20);
+/// Sockets beside those of a call that discovery may open for itself.
+const SOCKETS_BESIDE: u32 = 8;
+/// Datagrams to a peer that are no probes: handshakes that go on while a call fails, and what two calls at once add.
+const PROBES_BESIDE: u32 = 64;
+
+pub fn wall(now: Instant) -> Wall {
+    Wall(WALL + now.since(START))
+}
+
+/// What one call used, or all of them at most.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Usage {
+    pub probes: u32,
+    pub sockets: u32,
+}
+
+impl Usage {
+    fn at_most(self, other: Self) -> Self {
+        Self { probes: self.probes.max(other.probes), sockets: self.sockets.max(other.sockets) }
+    }
+}
+
+pub struct Member {
+    pub config: Config,
+    pub events: Vec<(Instant, Event)>,
+    pub pinger: Pinger,
+    /// The most that one call used so far.
+    pub most: Usage,
+    /// Datagrams sent to each address since the last [`Member::start_counting`].
+    pub traffic: BTreeMap<IpAddr, u64>,
+    pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// Most extra sockets that the system gives.
+    pub socket_limit: usize,
+    node: Option<Box<Node>>,
+    seed: [u8; 32],
+    starts: Instant,
+    addresses: Vec<IpNet>,
+    servers: BTreeSet<IpAddr>,
+    sockets: BTreeMap<SocketId, u16>,
+    call: Usage,
+    connected: BTreeSet<String>,
+    delivered: BTreeSet<Echo>,
+    resolving: VecDeque<(Instant, String)>,
+}
+
+impl Member {
+    /// A member with `addresses` of its own that is started at `starts`. `servers`: with whom it may speak besides its peers.
+    pub fn new(
+        config: Config,
+        addresses: Vec<IpNet>,
+        servers: BTreeSet<IpAddr>,
+        seed: [u8; 32],
+        starts: Instant,
+    ) -> Self {
+        let main = [SocketId::MAIN_V4, SocketId::MAIN_V6].map(|id| (id, config.listen_port));
+        Self {
+            events: Vec::new(),
+            pinger: Pinger::default(),
+            most: Usage::default(),
+            traffic: BTreeMap::new(),
+            names: BTreeMap::new(),
+            socket_limit: usize::MAX,
+            node: None,
+            seed,
+            starts,
+            addresses,
+            servers,
+            sockets: BTreeMap::from(main),
+            call: Usage::default(),
+            connected: BTreeSet::new(),
+            delivered: BTreeSet::new(),
+            resolving: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// The same member as it would be after a restart: only config and addresses are left (and what the test remembers).
+    pub fn restarted(&self, seed: [u8; 32], starts: Instant) -> Self {
+        let mut fresh = Self::new(self.config.clone(), self.addresses.clone(), self.servers.clone(), seed, starts);
+        fresh.names = self.names.clone();
+        fresh.pinger = self.pinger.clone();
+        fresh.delivered = self.delivered.clone();
+        fresh
+    }
+
+    pub fn snapshot(&self, now: Instant) -> Option<Snapshot> {
+        self.node.as_ref().map(|node| node.snapshot(now))
+    }
+
+    pub fn drops(&self) -> Drops {
+        self.node.as_ref().map_or(Drops::default(), |node| node.drops())
+    }
+
+    /// Whether payload can flow to every peer, as far as events tell.
+    pub fn is_connected(&self) -> bool {
+        self.connected.len() == self.config.peers.len()
+    }
+
+    pub fn first_connected(&self) -> Option<Instant> {
+        self.events.iter().find(|(_, event)| matches!(event, Event::Connected { .. })).map(|(at, _)| *at)
+    }
+
+    /// Extra sockets that are open now.
+    pub fn open_sockets(&self) -> usize {
+        self.sockets.keys().filter(|id| **id >= SocketId::FIRST_EXTRA).count()
+    }
+
+    pub fn start_counting(&mut self) {
+        self.traffic.clear();
+    }
+
+    /// Gives the node an input of the test's own.
+    pub fn with_node(&mut self, moment: &mut Moment<'_>, act: impl FnOnce(&mut Node, Instant)) {
+        if let Some(node) = &mut self.node {
+            act(node, moment.now);
+            self.drain(moment);
+        }
+    }
+
+    /// The TUN device gives a packet.
+    pub fn give_tun(&mut self, moment: &mut Moment<'_>, inner: &[u8]) {
+        let Some(node) = &mut self.node else { return };
+        let mut packet = Packet::copy_from(inner);
+        if let Some(route) = node.handle_tun(moment.now, &mut packet) {
+            self.send(moment, route.socket, route.to, TTL, packet.bytes().to_vec());
+        }
+        self.drain(moment);
+    }
+
+    fn drain(&mut self, moment: &mut Moment<'_>) {
+        loop {
+            let Some(node) = &mut self.node else { return };
+            if let Some(action) = node.poll_action() {
+                moment.notes.push(format!("{action:?}"));
+                self.carry_out(moment, action);
+            } else if let Some(transmit) = node.poll_transmit() {
+                self.send(moment, transmit.socket, transmit.to, transmit.ttl.unwrap_or(TTL), transmit.payload);
+            } else if let Some(packet) = node.poll_tun() {
+                self.take_tun(moment, packet.bytes(), true);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, moment: &mut Moment<'_>, action: Action) {
+        match action {
+            Action::OpenSocket { id, port } => self.open(moment, id, port),
+            Action::CloseSocket { id } => {
+                if id < SocketId::FIRST_EXTRA || self.sockets.remove(&id).is_none() {
+                    moment.faults.push(format!("closes {id:?}, which is not an open extra socket"));
+                }
+            }
+            Action::Resolve { name } => self.resolving.push_back((moment.now + RESOLVING, name)),
+            Action::Event(event) => {
+                match &event {
+                    Event::Connected { peer, .. } => {
+                        self.connected.insert(peer.clone());
+                        self.call = Usage::default();
+                    }
+                    Event::Lost { peer, .. } => {
+                        self.connected.remove(peer);
+                    }
+                    Event::CallFailed { .. } => self.call = Usage::default(),
+                    _ => {}
+                }
+                self.events.push((moment.now, event));
+            }
+        }
+    }
+
+    fn open(&mut self, moment: &mut Moment<'_>, id: SocketId, port: u16) {
+        if self.open_sockets() >= self.socket_limit {
+            if let Some(node) = &mut self.node {
+                node.handle_socket_failed(moment.now, id);
+            }
+            return;
+        }
+        let taken = |port: u16| self.sockets.values().any(|used| *used == port);
+        let mut local = port;
+        while local == 0 || taken(local) {
+            // Linux's `ip_local_port_range`.
+            local = moment.dice.port(32768, 60999);
+        }
+        if id < SocketId::FIRST_EXTRA || self.sockets.insert(id, local).is_some() {
+            moment.faults.push(format!("opens {id:?}, which is open"));
+        }
+        let open = u32::try_from(self.open_sockets()).expect("is a count of sockets");
+        self.call.sockets += 1;
+        self.most = self.most.at_most(self.call);
+        let cap = self.config.punch.sockets + SOCKETS_BESIDE;
+        if open > cap || (self.call.sockets > cap && !self.is_connected()) {
+            moment.faults.push(format!("opened {} sockets in one call, {open} are open", self.call.sockets));
+        }
+    }
+
+    fn send(&mut self, moment: &mut Moment<'_>, socket: SocketId, to: SocketAddr, ttl: u8, payload: Vec<u8>) {
+        let Some(port) = self.sockets.get(&socket) else {
+            moment.faults.push(format!("sends on {socket:?}, which is not open"));
+            return;
+        };
+        let Some(own) = self.addresses.iter().map(IpNet::addr).find(|own| own.is_ipv4() == to.is_ipv4()) else {
+            return;
+        };
+        if payload.len() > MAX_DATAGRAM {
+            moment.faults.push(format!("sends {} bytes in one datagram", payload.len()));
+        }
+        *self.traffic.entry(to.ip()).or_default() += 1;
+        if !self.servers.contains(&to.ip()) && !self.is_connected() {
+            self.call.probes += 1;
+            self.most = self.most.at_most(self.call);
+            if self.call.probes == self.config.punch.probes + PROBES_BESIDE + 1 {
+                moment.faults.push(format!("sent {} datagrams to a peer within one call", self.call.probes));
+            }
+        }
+        moment.sent.push(Datagram { src: SocketAddr::new(own, *port), dst: to, ttl, payload });
+    }
+
+    /// An inner packet for the TUN device.
+    fn take_tun(&mut self, moment: &mut Moment<'_>, bytes: &[u8], of_its_own: bool) {
+        let Some(echo) = Echo::decode(bytes) else {
+            // The core itself may say by ICMP that a packet could not be sent.
+            if !of_its_own {
+                moment.faults.push("delivers a packet that nobody sent".to_owned());
+            }
+            return;
+        };
+        if !self.config.addresses.iter().any(|own| own.addr() == echo.dst) {
+            moment.faults.push(format!("delivers a packet for {}", echo.dst));
+        }
+        if !self.config.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| net.contains(&echo.src)) {
+            moment.faults.push(format!("delivers a packet from {}", echo.src));
+        }
+        if !self.delivered.insert(echo) {
+            moment.faults.push(format!("delivers {echo:?} twice"));
+        }
+        if echo.reply {
+            self.pinger.answered(moment.now, echo.number);
+        } else {
+            self.give_tun(moment, &echo.answer().encode());
+        }
+    }
+}
+
+impl Machine for Member {
+    fn handle_datagram(&mut self, moment: &mut Moment<'_>, datagram: Datagram) {
+        let Some(node) = &mut self.node else { return };
+        // Both families' main sockets share a port number, so the family tells them apart; extra ones are IPv4.
+        let main = SocketId::main_for(&datagram.dst);
+        let open = |id: &SocketId| *id == main || (*id >= SocketId::FIRST_EXTRA && datagram.dst.is_ipv4());
+        let at = self.sockets.iter().find(|(id, port)| **port == datagram.dst.port() && open(id));
+        let Some((socket, _)) = at else { return };
+        let mut packet = Packet::copy_from(&datagram.payload);
+        if node.handle_datagram(moment.now, *socket, datagram.src, &mut packet) {
+            self.take_tun(moment, packet.bytes(), false);
+        }
+        self.drain(moment);
+    }
+
+    fn handle_timeout(&mut self, moment: &mut Moment<'_>) {
+        let now = moment.now;
+        let Some(node) = &mut self.node else {
+            let mut node = Node::new(self.config.clone(), self.seed, now, wall(now));
+            node.handle_addresses(now, &self.addresses);
+            self.node = Some(Box::new(node));
+            return self.drain(moment);
+        };
+        if node.poll_timeout().is_some_and(|due| due <= now) {
+            node.handle_timeout(now);
+            self.drain(moment);
+        }
+        while self.resolving.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, name)) = self.resolving.pop_front() else { break };
+            let addresses = self.names.get(&name).cloned().unwrap_or_default();
+            self.with_node(moment, |node, now| node.handle_resolved(now, &name, &addresses));
+        }
+        while let Some(echo) = self.pinger.due(now) {
+            self.give_tun(moment, &echo.encode());
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let Some(node) = &self.node else { return Some(self.starts) };
+        let resolved = self.resolving.front().map(|(due, _)| *due);
+        [node.poll_timeout(), resolved, self.pinger.next()].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,346 @@
+//! Two offices, two discovery servers and a rendezvous server: the patent's FIG. 1, to be played in.
+//!
+//! ```text
+//! 203.0.113.1 ─ NAT(s) ─ LAN ─ a (10.77.0.1, fd77::1)        discovery 198.51.100.7 (and .8, in some), 192.0.2.7
+//! 203.0.113.2 ─ NAT(s) ─ LAN ─ b (10.77.0.2, fd77::2)        rendezvous 198.51.100.9
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use p2ptund::proto::Instant;
+use p2ptund::proto::config::{
+    Calls, Config, Connect, Discovery as DiscoveryAt, Host as Name, HostPort, MEMBER_PORT, Peer, Punch,
+    RENDEZVOUS_PORT, Rendezvous as RendezvousAt,
+};
+use p2ptund::proto::keys::{PresharedKey, PrivateKey};
+
+use crate::classes::Class;
+use crate::dice::Dice;
+use crate::link::Link;
+use crate::machines::Any;
+use crate::member::{Member, wall};
+use crate::nat::Profile;
+use crate::servers::{Discovery, Rendezvous};
+use crate::world::{HostId, INTERNET, NatId, NetId, START, World};
+
+/// What one run is like, apart from the NATs.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    pub seed: u64,
+    pub classes: [Class; 2],
+    /// One way, between each office and the internet.
+    pub delay: [Duration; 2],
+    pub jitter: Duration,
+    pub loss: f64,
+    pub duplicate: f64,
+    pub reorder: f64,
+    /// When each member is started.
+    pub up: [Duration; 2],
+    pub cross_traffic: f64,
+    pub server_delay: Duration,
+    /// Whether the first discovery server has a second address to answer from.
+    pub second_address: bool,
+    pub layout: Layout,
+    pub ipv6: bool,
+    pub calls: [Calls; 2],
+    pub connect: Connect,
+}
+
+impl Terms {
+    /// A well-behaved internet at `delay` one way, nothing left to chance but the NATs' ports.
+    pub fn exact(classes: [Class; 2], delay: Duration, seed: u64) -> Self {
+        Self {
+            seed,
+            classes,
+            delay: [delay; 2],
+            jitter: Duration::ZERO,
+            loss: 0.0,
+            duplicate: 0.0,
+            reorder: 0.0,
+            up: [Duration::ZERO; 2],
+            cross_traffic: 0.0,
+            server_delay: Duration::ZERO,
+            second_address: true,
+            layout: Layout::Apart,
+            ipv6: false,
+            calls: [Calls::Both; 2],
+            connect: Connect::Always,
+        }
+    }
+
+    /// The internet as it is: all of it drawn.
+    pub fn drawn(classes: [Class; 2], seed: u64) -> Self {
+        let mut dice = Dice::new(seed ^ 0x7465_726d_7300_0000);
+        let ms = Duration::from_millis;
+        let mut delay = || dice.duration(ms(5), ms(60));
+        let delay = [delay(), delay()];
+        let up = if dice.chance(0.5) {
+            [Duration::ZERO, dice.duration(ms(0), ms(300))]
+        } else {
+            [dice.duration(ms(0), ms(300)), Duration::ZERO]
+        };
+        Self {
+            delay,
+            up,
+            jitter: dice.duration(ms(0), ms(3)),
+            loss: dice.unit() * 0.02,
+            duplicate: dice.unit() * 0.005,
+            reorder: dice.unit() * 0.005,
+            cross_traffic: dice.unit() * 20.0,
+            server_delay: dice.duration(ms(0), ms(10)),
+            second_address: dice.chance(0.5),
+            layout: if dice.chance(0.25) { Layout::SameNumbers } else { Layout::Apart },
+            ..Self::exact(classes, Duration::ZERO, seed)
+        }
+    }
+}
+
+/// How the two offices lie to each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    Apart,
+    /// Two sites, but both use the same private network, as many do, and even the same address in it.
+    SameNumbers,
+    /// Both in one LAN; the NATs are the first one's.
+    SameLan,
+    /// Each has a router of its own behind the carrier's, the outermost of the first one's NATs.
+    SameCarrier,
+}
+
+pub struct Scene {
+    pub world: World<Any>,
+    pub members: [HostId; 2],
+    pub discovery: [HostId; 2],
+    pub rendezvous: HostId,
+    /// Each member's NATs, the innermost first.
+    pub nats: [Vec<NatId>; 2],
+    pub rendezvous_key: PrivateKey,
+}
+
+pub const VIRTUAL: [[&str; 2]; 2] = [["10.77.0.1", "fd77::1"], ["10.77.0.2", "fd77::2"]];
+pub const NAMES: [&str; 2] = ["athens", "berlin"];
+const DISCOVERY: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(192, 0, 2, 7)];
+const DISCOVERY_SECOND: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 8);
+pub const RENDEZVOUS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+
+/// One virtual address of a member: `family` 0 is IPv4, 1 is IPv6.
+pub fn virtual_address(member: usize, family: usize) -> IpAddr {
+    VIRTUAL[member][family].parse().expect("is an address")
+}
+
+impl Scene {
+    pub fn new(terms: &Terms) -> Self {
+        let mut world = World::new(terms.seed);
+        let rendezvous_key = PrivateKey::from_bytes(world.dice.bytes());
+        let link = Link::of_delay(terms.server_delay);
+        let mut first: Vec<IpAddr> = vec![DISCOVERY[0].into()];
+        if terms.second_address {
+            first.push(DISCOVERY_SECOND.into());
+        }
+        let second: Vec<IpAddr> = vec![DISCOVERY[1].into()];
+        let discovery = [first, second].map(|addresses| {
+            let server = Any::Discovery(Discovery::new(&addresses));
+            world.add_host(INTERNET, &addresses, link.clone(), server)
+        });
+        let server_seed = world.dice.bytes();
+        let server = Rendezvous::new(RENDEZVOUS.into(), rendezvous_key.clone(), None, server_seed, START, wall(START));
+        let rendezvous = world.add_host(INTERNET, &[RENDEZVOUS.into()], link, Any::Rendezvous(server));
+
+        let configs = configs(terms, &rendezvous_key, &mut world.dice);
+        let mut nats = [Vec::new(), Vec::new()];
+        let mut members = Vec::new();
+        for (side, config) in configs.into_iter().enumerate() {
+            let (addresses, network, link) = build_site(&mut world, terms, side, &mut nats);
+            let servers: BTreeSet<IpAddr> =
+                [DISCOVERY[0], DISCOVERY[1], DISCOVERY_SECOND, RENDEZVOUS].into_iter().map(IpAddr::V4).collect();
+            let seed = world.dice.bytes();
+            let plain: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+            let member = Member::new(config, addresses, servers, seed, START + terms.up[side]);
+            members.push(world.add_host(network, &plain, link, Any::Member(Box::new(member))));
+        }
+        Self { world, members: [members[0], members[1]], discovery, rendezvous, nats, rendezvous_key }
+    }
+
+    pub fn member(&self, side: usize) -> &Member {
+        self.world.machine(self.members[side]).member()
+    }
+
+    pub fn member_mut(&mut self, side: usize) -> &mut Member {
+        self.world.host_mut(self.members[side]).machine.member_mut()
+    }
+
+    pub fn rendezvous_mut(&mut self) -> &mut Rendezvous {
+        match &mut self.world.host_mut(self.rendezvous).machine {
+            Any::Rendezvous(server) => server,
+            _ => panic!("the rendezvous server is one"),
+        }
+    }
+
+    pub fn discovery_mut(&mut self, which: usize) -> &mut Discovery {
+        match &mut self.world.host_mut(self.discovery[which]).machine {
+            Any::Discovery(server) => server,
+            _ => panic!("the discovery server is one"),
+        }
+    }
+
+    /// Puts other NATs in the place of both offices', before anything was sent.
+    pub fn replace_nats(&mut self, profile: &Profile) {
+        for id in self.nats.clone().into_iter().flatten() {
+            let nat = &mut self.world.router_mut(id).nat;
+            nat.profile = profile.clone();
+            self.world.reboot(id);
+        }
+    }
+
+    /// Runs until both members say that they are connected.
+    pub fn run_to_connected(&mut self, within: Duration) -> bool {
+        let (until, members) = (self.world.now + within, self.members);
+        self.world.run(until, |world| members.iter().all(|id| world.machine(*id).member().is_connected()))
+    }
+
+    /// A member is killed and started again.
+    pub fn restart(&mut self, side: usize) {
+        let seed = self.world.dice.bytes();
+        let fresh = self.member(side).restarted(seed, self.world.now);
+        self.world.replace(self.members[side], Any::Member(Box::new(fresh)));
+    }
+
+    /// The rendezvous server is killed and started again; it remembers its key and nothing else.
+    pub fn restart_rendezvous(&mut self) {
+        let (seed, now, key) = (self.world.dice.bytes(), self.world.now, self.rendezvous_key.clone());
+        let server = Rendezvous::new(RENDEZVOUS.into(), key, None, seed, now, wall(now));
+        self.world.replace(self.rendezvous, Any::Rendezvous(server));
+    }
+
+    /// Panics where an invariant was broken, or the core said that it lost the path.
+    pub fn check(&self) {
+        assert!(self.world.faults.is_empty(), "{:?}", &self.world.faults[..self.world.faults.len().min(5)]);
+    }
+
+    /// The link over which an office, or a member without NAT, hangs on the internet.
+    pub fn uplink_mut(&mut self, side: usize) -> &mut Link {
+        match self.nats[side].last() {
+            Some(outermost) => &mut self.world.router_mut(*outermost).link,
+            None => &mut self.world.host_mut(self.members[side]).link,
+        }
+    }
+
+    /// Lets member `side` ping the other, both families in turn.
+    pub fn ping(&mut self, side: usize, every: Duration) {
+        let pairs = [0, 1].map(|family| (virtual_address(side, family), virtual_address(1 - side, family)));
+        let from = self.world.now;
+        let number = (from.as_nanos() << 2) | side as u64;
+        self.world.act(self.members[side], |machine, _| {
+            machine.member_mut().pinger.start(pairs.to_vec(), number << 16, every, from);
+        });
+    }
+
+    pub fn run_for(&mut self, time: Duration) {
+        let until = self.world.now + time;
+        self.world.run(until, |_| false);
+    }
+
+    /// Runs until a ping of `side`'s that is sent from now on is answered.
+    pub fn run_to_answer(&mut self, side: usize, within: Duration) -> Option<Instant> {
+        self.ping(side, Duration::from_millis(50));
+        let until = self.world.now + within;
+        let id = self.members[side];
+        self.world.run(until, |world| world.machine(id).member().pinger.first_answer.is_some());
+        self.member(side).pinger.first_answer
+    }
+
+    /// Datagrams and mappings of one side.
+    pub fn nat_entries(&mut self, side: usize) -> u64 {
+        let ids = self.nats[side].clone();
+        ids.iter().map(|id| self.world.router_mut(*id).nat.created).max().unwrap_or(0)
+    }
+}
+
+fn build_site(
+    world: &mut World<Any>,
+    terms: &Terms,
+    side: usize,
+    nats: &mut [Vec<NatId>; 2],
+) -> (Vec<IpNet>, NetId, Link) {
+    let number = u8::try_from(side).expect("is 0 or 1");
+    let wan = Ipv4Addr::new(203, 0, 113, 1 + number);
+    let uplink = Link {
+        jitter: terms.jitter,
+        loss: terms.loss,
+        duplicate: terms.duplicate,
+        reorder: terms.reorder,
+        ..Link::of_delay(terms.delay[side])
+    };
+    let mut profiles = terms.classes[side].profiles(terms.cross_traffic, &mut world.dice);
+    let mut network = INTERNET;
+    if side == 1 {
+        let shared = match terms.layout {
+            Layout::Apart | Layout::SameNumbers => 0,
+            Layout::SameLan => nats[0].len(),
+            Layout::SameCarrier => 1,
+        };
+        for id in nats[0].clone().into_iter().rev().take(shared) {
+            nats[1].insert(0, id);
+            network = world.router_mut(id).inside;
+            profiles.pop();
+        }
+    }
+    for profile in profiles.into_iter().rev() {
+        let (wan, link) = if network == INTERNET {
+            (wan, uplink.clone())
+        } else {
+            (Ipv4Addr::new(100, 64, 0, 2 + number), Link::of_delay(Duration::from_millis(1)))
+        };
+        let (id, inside) = world.add_nat(network, wan, profile, link);
+        nats[side].insert(0, id);
+        network = inside;
+    }
+    let own = match terms.layout {
+        _ if network == INTERNET => wan,
+        Layout::Apart | Layout::SameCarrier => Ipv4Addr::new(192, 168, 1 + number, 2),
+        Layout::SameNumbers => Ipv4Addr::new(192, 168, 1, 2),
+        Layout::SameLan => Ipv4Addr::new(192, 168, 1, 2 + number),
+    };
+    let mut addresses = vec![IpNet::new(own.into(), 24).expect("is a prefix")];
+    if terms.ipv6 {
+        addresses.push(format!("2001:db8:{}::2/64", 1 + side).parse().expect("is an address"));
+    }
+    (addresses, network, if network == INTERNET { uplink } else { Link::lan() })
+}
+
+fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> [Config; 2] {
+    let keys = [PrivateKey::from_bytes(dice.bytes()), PrivateKey::from_bytes(dice.bytes())];
+    let preshared = dice.chance(0.5).then(|| PresharedKey::from_bytes(dice.bytes()));
+    let host = |address: Ipv4Addr| Name::Ip(address.into());
+    [0, 1].map(|side: usize| {
+        let other = 1 - side;
+        let net = |family: usize, bits: [u8; 2], of: usize| {
+            IpNet::new(virtual_address(of, family), bits[family]).expect("is a prefix")
+        };
+        Config {
+            interface: "p2p0".to_owned(),
+            addresses: vec![net(0, [24, 64], side), net(1, [24, 64], side)],
+            mtu: 1420,
+            private_key: keys[side].clone(),
+            listen_port: MEMBER_PORT,
+            discovery: DISCOVERY.map(|address| DiscoveryAt::Series(host(address))).to_vec(),
+            rendezvous: vec![RendezvousAt {
+                address: HostPort { host: host(RENDEZVOUS), port: RENDEZVOUS_PORT },
+                public_key: rendezvous_key.public(),
+            }],
+            peers: vec![Peer {
+                name: NAMES[other].to_owned(),
+                public_key: keys[other].public(),
+                preshared_key: preshared.clone(),
+                allowed_ips: vec![net(0, [32, 128], other), net(1, [32, 128], other)],
+                endpoint: None,
+                calls: terms.calls[side],
+                connect: terms.connect,
+            }],
+            punch: Punch::default(),
+        }
+    })
+}
