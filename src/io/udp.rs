@@ -251,7 +251,7 @@ impl Sockets {
 
     /// Sends all datagrams in order, each run for one socket in as few system calls as can be. A datagram that can't be
     /// sent is counted ([`Counters::refused`], [`Counters::overflowed`]) and the rest goes on. Waits only while a send
-    /// buffer is full, at most 20 ms a datagram.
+    /// buffer is full, at most 20 ms for those in a row of one socket.
     pub async fn send_batch<'a>(&mut self, datagrams: impl IntoIterator<Item = Datagram<'a>>) {
         let mut datagrams = datagrams.into_iter().peekable();
         let mut run: Vec<Outgoing<'a>> = Vec::with_capacity(MAX_BATCH.min(datagrams.size_hint().0.max(1)));
@@ -331,9 +331,9 @@ async fn send_run(socket: &Socket, mut run: &[Outgoing<'_>], counters: &mut Coun
             Err(error) if is_full(&error) => {
                 full += 1;
                 if full > FULL_TRIES {
+                    // Those behind it are not waited for: a link that stands still must not hold the whole loop up.
                     counters.overflowed += 1;
                     run = &run[1..];
-                    full = 0;
                 } else {
                     tokio::time::sleep(FULL_WAIT).await;
                 }

@@ -357,9 +357,8 @@ impl Node {
             return;
         }
         let nat = self.local.discovery.nat();
-        let public = nat.public.last().map_or_else(|| "unknown".to_owned(), ToString::to_string);
         let summary = format!(
-            "mapping {:?}, filtering {:?}, allocation {:?}, step {}, public address {public}",
+            "mapping {:?}, filtering {:?}, allocation {:?}, step {}",
             nat.mapping,
             nat.filtering,
             nat.allocation,

@@ -433,8 +433,8 @@ impl Peer {
         if let Some(rtt) = rtt {
             self.paths.note_rtt(rtt);
         }
+        self.stop_punch();
         if !called {
-            self.stop_punch();
             self.challenge(now, local, way, Goal::Choose);
         }
     }

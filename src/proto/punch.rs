@@ -111,7 +111,7 @@ const CANDIDATE_AT: [u64; 6] = [0, 100, 300, 700, 1500, 3100];
 const MAX_CANDIDATES: usize = 8;
 /// The opening volleys' time to live, by round: enough to pass one's own NAT, or two, and to end before the other's. How far
 /// away that is, nobody tells; so each round tries another.
-const LOW_TTLS: [u8; 4] = [2, 3, 5, 4];
+const LOW_TTLS: [u8; 4] = [2, 3, 4, 3];
 /// A scatter's pace: 8 probes each 10 ms, 800 a second, less than a voice call's two directions; 2,048 take 2.6 s.
 const SCATTER_SHOTS: usize = 8;
 const SCATTER_EVERY: Duration = Duration::from_millis(10);

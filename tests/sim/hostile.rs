@@ -9,8 +9,9 @@ use crate::classes::Class;
 use crate::dice::Dice;
 use crate::inner::Echo;
 use crate::machines::Any;
-use crate::scene::{Scene, Terms, virtual_address};
+use crate::scene::{Scene, virtual_address};
 use crate::servers::Manners;
+use crate::terms::Terms;
 use crate::world::{Datagram, World};
 
 const ONE_WAY: Duration = Duration::from_millis(20);

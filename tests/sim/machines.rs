@@ -9,7 +9,7 @@ use crate::world::{Datagram, Machine, Moment};
 pub enum Any {
     Member(Box<Member>),
     Discovery(Discovery),
-    Rendezvous(Rendezvous),
+    Rendezvous(Box<Rendezvous>),
 }
 
 impl Any {
@@ -31,7 +31,7 @@ impl Any {
         match self {
             Any::Member(member) => member.as_mut(),
             Any::Discovery(server) => server,
-            Any::Rendezvous(server) => server,
+            Any::Rendezvous(server) => server.as_mut(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Sends pings through a tunnel at a steady pace and notes which were answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ pub struct Pinger {
     every: Duration,
     next: Option<Instant>,
     number: u64,
-    waiting: BTreeMap<u64, Instant>,
+    waiting: BTreeMap<u64, (IpAddr, Instant)>,
+    /// Who answered since the start.
+    pub answered_by: BTreeSet<IpAddr>,
     /// When the first answer came.
     pub first_answer: Option<Instant>,
-    pub last_answer: Option<Instant>,
     pub answers: u64,
     pub longest: Duration,
 }
@@ -37,27 +38,32 @@ impl Pinger {
         self.next
     }
 
+    /// Whether everyone answered, on each of its addresses.
+    pub fn all_answered(&self) -> bool {
+        self.pairs.iter().all(|(_, dst)| self.answered_by.contains(dst))
+    }
+
     pub fn due(&mut self, now: Instant) -> Option<Echo> {
         let at = self.next.filter(|at| *at <= now)?;
         self.next = Some(at + self.every);
         self.number += 1;
         let turn = usize::try_from(self.number).expect("fits") % self.pairs.len();
         let (src, dst) = self.pairs[turn];
-        self.waiting.insert(self.number, now);
+        self.waiting.insert(self.number, (dst, now));
         Some(Echo { src, dst, reply: false, number: self.number })
     }
 
     pub fn answered(&mut self, now: Instant, number: u64) {
-        if let Some(sent) = self.waiting.remove(&number) {
+        if let Some((by, sent)) = self.waiting.remove(&number) {
+            self.answered_by.insert(by);
             self.answers += 1;
             self.longest = self.longest.max(now.since(sent));
             self.first_answer.get_or_insert(now);
-            self.last_answer = Some(now);
         }
     }
 
     /// Pings that were sent before `by` and were not answered.
     pub fn unanswered(&self, by: Instant) -> usize {
-        self.waiting.values().filter(|sent| **sent < by).count()
+        self.waiting.values().filter(|(_, sent)| *sent < by).count()
     }
 }

@@ -12,123 +12,42 @@ use std::time::Duration;
 use ipnet::IpNet;
 use p2ptund::proto::Instant;
 use p2ptund::proto::config::{
-    Calls, Config, Connect, Discovery as DiscoveryAt, Host as Name, HostPort, MEMBER_PORT, Peer, Punch,
-    RENDEZVOUS_PORT, Rendezvous as RendezvousAt,
+    Config, Discovery as DiscoveryAt, Host as Name, HostPort, MEMBER_PORT, Peer, Punch, RENDEZVOUS_PORT,
+    Rendezvous as RendezvousAt,
 };
 use p2ptund::proto::keys::{PresharedKey, PrivateKey};
 
-use crate::classes::Class;
 use crate::dice::Dice;
 use crate::link::Link;
 use crate::machines::Any;
 use crate::member::{Member, wall};
 use crate::nat::Profile;
 use crate::servers::{Discovery, Rendezvous};
+use crate::terms::{Layout, Terms};
 use crate::world::{HostId, INTERNET, NatId, NetId, START, World};
-
-/// What one run is like, apart from the NATs.
-#[derive(Clone, Debug)]
-pub struct Terms {
-    pub seed: u64,
-    pub classes: [Class; 2],
-    /// One way, between each office and the internet.
-    pub delay: [Duration; 2],
-    pub jitter: Duration,
-    pub loss: f64,
-    pub duplicate: f64,
-    pub reorder: f64,
-    /// When each member is started.
-    pub up: [Duration; 2],
-    pub cross_traffic: f64,
-    pub server_delay: Duration,
-    /// Whether the first discovery server has a second address to answer from.
-    pub second_address: bool,
-    pub layout: Layout,
-    pub ipv6: bool,
-    pub calls: [Calls; 2],
-    pub connect: Connect,
-}
-
-impl Terms {
-    /// A well-behaved internet at `delay` one way, nothing left to chance but the NATs' ports.
-    pub fn exact(classes: [Class; 2], delay: Duration, seed: u64) -> Self {
-        Self {
-            seed,
-            classes,
-            delay: [delay; 2],
-            jitter: Duration::ZERO,
-            loss: 0.0,
-            duplicate: 0.0,
-            reorder: 0.0,
-            up: [Duration::ZERO; 2],
-            cross_traffic: 0.0,
-            server_delay: Duration::ZERO,
-            second_address: true,
-            layout: Layout::Apart,
-            ipv6: false,
-            calls: [Calls::Both; 2],
-            connect: Connect::Always,
-        }
-    }
-
-    /// The internet as it is: all of it drawn.
-    pub fn drawn(classes: [Class; 2], seed: u64) -> Self {
-        let mut dice = Dice::new(seed ^ 0x7465_726d_7300_0000);
-        let ms = Duration::from_millis;
-        let mut delay = || dice.duration(ms(5), ms(60));
-        let delay = [delay(), delay()];
-        let up = if dice.chance(0.5) {
-            [Duration::ZERO, dice.duration(ms(0), ms(300))]
-        } else {
-            [dice.duration(ms(0), ms(300)), Duration::ZERO]
-        };
-        Self {
-            delay,
-            up,
-            jitter: dice.duration(ms(0), ms(3)),
-            loss: dice.unit() * 0.02,
-            duplicate: dice.unit() * 0.005,
-            reorder: dice.unit() * 0.005,
-            cross_traffic: dice.unit() * 20.0,
-            server_delay: dice.duration(ms(0), ms(10)),
-            second_address: dice.chance(0.5),
-            layout: if dice.chance(0.25) { Layout::SameNumbers } else { Layout::Apart },
-            ..Self::exact(classes, Duration::ZERO, seed)
-        }
-    }
-}
-
-/// How the two offices lie to each other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Layout {
-    Apart,
-    /// Two sites, but both use the same private network, as many do, and even the same address in it.
-    SameNumbers,
-    /// Both in one LAN; the NATs are the first one's.
-    SameLan,
-    /// Each has a router of its own behind the carrier's, the outermost of the first one's NATs.
-    SameCarrier,
-}
 
 pub struct Scene {
     pub world: World<Any>,
-    pub members: [HostId; 2],
+    pub members: Vec<HostId>,
     pub discovery: [HostId; 2],
     pub rendezvous: HostId,
     /// Each member's NATs, the innermost first.
-    pub nats: [Vec<NatId>; 2],
+    pub nats: Vec<Vec<NatId>>,
     pub rendezvous_key: PrivateKey,
 }
 
-pub const VIRTUAL: [[&str; 2]; 2] = [["10.77.0.1", "fd77::1"], ["10.77.0.2", "fd77::2"]];
-pub const NAMES: [&str; 2] = ["athens", "berlin"];
+pub const NAMES: [&str; 6] = ["athens", "berlin", "cairo", "dublin", "essen", "faro"];
 const DISCOVERY: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(192, 0, 2, 7)];
 const DISCOVERY_SECOND: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 8);
 pub const RENDEZVOUS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 
 /// One virtual address of a member: `family` 0 is IPv4, 1 is IPv6.
 pub fn virtual_address(member: usize, family: usize) -> IpAddr {
-    VIRTUAL[member][family].parse().expect("is an address")
+    let number = u8::try_from(member + 1).expect("is small");
+    match family {
+        0 => IpAddr::from([10, 77, 0, number]),
+        _ => IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, u16::from(number)]),
+    }
 }
 
 impl Scene {
@@ -147,10 +66,10 @@ impl Scene {
         });
         let server_seed = world.dice.bytes();
         let server = Rendezvous::new(RENDEZVOUS.into(), rendezvous_key.clone(), None, server_seed, START, wall(START));
-        let rendezvous = world.add_host(INTERNET, &[RENDEZVOUS.into()], link, Any::Rendezvous(server));
+        let rendezvous = world.add_host(INTERNET, &[RENDEZVOUS.into()], link, Any::Rendezvous(Box::new(server)));
 
         let configs = configs(terms, &rendezvous_key, &mut world.dice);
-        let mut nats = [Vec::new(), Vec::new()];
+        let mut nats = vec![Vec::new(); terms.members()];
         let mut members = Vec::new();
         for (side, config) in configs.into_iter().enumerate() {
             let (addresses, network, link) = build_site(&mut world, terms, side, &mut nats);
@@ -158,10 +77,10 @@ impl Scene {
                 [DISCOVERY[0], DISCOVERY[1], DISCOVERY_SECOND, RENDEZVOUS].into_iter().map(IpAddr::V4).collect();
             let seed = world.dice.bytes();
             let plain: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
-            let member = Member::new(config, addresses, servers, seed, START + terms.up[side]);
+            let member = Member::new(config, addresses, servers, seed, START + terms.up[side % 2]);
             members.push(world.add_host(network, &plain, link, Any::Member(Box::new(member))));
         }
-        Self { world, members: [members[0], members[1]], discovery, rendezvous, nats, rendezvous_key }
+        Self { world, members, discovery, rendezvous, nats, rendezvous_key }
     }
 
     pub fn member(&self, side: usize) -> &Member {
@@ -195,9 +114,9 @@ impl Scene {
         }
     }
 
-    /// Runs until both members say that they are connected.
+    /// Runs until all members say that they are connected.
     pub fn run_to_connected(&mut self, within: Duration) -> bool {
-        let (until, members) = (self.world.now + within, self.members);
+        let (until, members) = (self.world.now + within, self.members.clone());
         self.world.run(until, |world| members.iter().all(|id| world.machine(*id).member().is_connected()))
     }
 
@@ -212,7 +131,7 @@ impl Scene {
     pub fn restart_rendezvous(&mut self) {
         let (seed, now, key) = (self.world.dice.bytes(), self.world.now, self.rendezvous_key.clone());
         let server = Rendezvous::new(RENDEZVOUS.into(), key, None, seed, now, wall(now));
-        self.world.replace(self.rendezvous, Any::Rendezvous(server));
+        self.world.replace(self.rendezvous, Any::Rendezvous(Box::new(server)));
     }
 
     /// Panics where an invariant was broken, or the core said that it lost the path.
@@ -228,13 +147,15 @@ impl Scene {
         }
     }
 
-    /// Lets member `side` ping the other, both families in turn.
+    /// Lets member `side` ping all others, both families in turn.
     pub fn ping(&mut self, side: usize, every: Duration) {
-        let pairs = [0, 1].map(|family| (virtual_address(side, family), virtual_address(1 - side, family)));
+        let others = (0..self.members.len()).filter(|other| *other != side);
+        let both = |other: usize| [0, 1].map(|family| (virtual_address(side, family), virtual_address(other, family)));
+        let pairs: Vec<(IpAddr, IpAddr)> = others.flat_map(both).collect();
         let from = self.world.now;
-        let number = (from.as_nanos() << 2) | side as u64;
+        let number = (from.as_nanos() << 3) | side as u64;
         self.world.act(self.members[side], |machine, _| {
-            machine.member_mut().pinger.start(pairs.to_vec(), number << 16, every, from);
+            machine.member_mut().pinger.start(pairs, number << 14, every, from);
         });
     }
 
@@ -263,18 +184,18 @@ fn build_site(
     world: &mut World<Any>,
     terms: &Terms,
     side: usize,
-    nats: &mut [Vec<NatId>; 2],
+    nats: &mut [Vec<NatId>],
 ) -> (Vec<IpNet>, NetId, Link) {
-    let number = u8::try_from(side).expect("is 0 or 1");
+    let number = u8::try_from(side).expect("is small");
     let wan = Ipv4Addr::new(203, 0, 113, 1 + number);
     let uplink = Link {
         jitter: terms.jitter,
         loss: terms.loss,
         duplicate: terms.duplicate,
         reorder: terms.reorder,
-        ..Link::of_delay(terms.delay[side])
+        ..Link::of_delay(terms.delay_of(side))
     };
-    let mut profiles = terms.classes[side].profiles(terms.cross_traffic, &mut world.dice);
+    let mut profiles = terms.class(side).profiles(terms.cross_traffic, &mut world.dice);
     let mut network = INTERNET;
     if side == 1 {
         let shared = match terms.layout {
@@ -283,7 +204,7 @@ fn build_site(
             Layout::SameCarrier => 1,
         };
         for id in nats[0].clone().into_iter().rev().take(shared) {
-            nats[1].insert(0, id);
+            nats[side].insert(0, id);
             network = world.router_mut(id).inside;
             profiles.pop();
         }
@@ -311,36 +232,37 @@ fn build_site(
     (addresses, network, if network == INTERNET { uplink } else { Link::lan() })
 }
 
-fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> [Config; 2] {
-    let keys = [PrivateKey::from_bytes(dice.bytes()), PrivateKey::from_bytes(dice.bytes())];
+fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> Vec<Config> {
+    let keys: Vec<PrivateKey> = (0..terms.members()).map(|_| PrivateKey::from_bytes(dice.bytes())).collect();
     let preshared = dice.chance(0.5).then(|| PresharedKey::from_bytes(dice.bytes()));
     let host = |address: Ipv4Addr| Name::Ip(address.into());
-    [0, 1].map(|side: usize| {
-        let other = 1 - side;
-        let net = |family: usize, bits: [u8; 2], of: usize| {
-            IpNet::new(virtual_address(of, family), bits[family]).expect("is a prefix")
-        };
-        Config {
-            interface: "p2p0".to_owned(),
-            addresses: vec![net(0, [24, 64], side), net(1, [24, 64], side)],
-            mtu: 1420,
-            private_key: keys[side].clone(),
-            listen_port: MEMBER_PORT,
-            discovery: DISCOVERY.map(|address| DiscoveryAt::Series(host(address))).to_vec(),
-            rendezvous: vec![RendezvousAt {
-                address: HostPort { host: host(RENDEZVOUS), port: RENDEZVOUS_PORT },
-                public_key: rendezvous_key.public(),
-            }],
-            peers: vec![Peer {
+    let nets = |of: usize, bits: [u8; 2]| {
+        [0, 1].map(|family| IpNet::new(virtual_address(of, family), bits[family]).expect("is a prefix")).to_vec()
+    };
+    let config = |side: usize| Config {
+        interface: "p2p0".to_owned(),
+        addresses: nets(side, [24, 64]),
+        mtu: 1420,
+        private_key: keys[side].clone(),
+        listen_port: MEMBER_PORT,
+        discovery: DISCOVERY.map(|address| DiscoveryAt::Series(host(address))).to_vec(),
+        rendezvous: vec![RendezvousAt {
+            address: HostPort { host: host(RENDEZVOUS), port: RENDEZVOUS_PORT },
+            public_key: rendezvous_key.public(),
+        }],
+        peers: (0..keys.len())
+            .filter(|other| *other != side)
+            .map(|other| Peer {
                 name: NAMES[other].to_owned(),
                 public_key: keys[other].public(),
                 preshared_key: preshared.clone(),
-                allowed_ips: vec![net(0, [32, 128], other), net(1, [32, 128], other)],
+                allowed_ips: nets(other, [32, 128]),
                 endpoint: None,
-                calls: terms.calls[side],
+                calls: terms.calls[side % 2],
                 connect: terms.connect,
-            }],
-            punch: Punch::default(),
-        }
-    })
+            })
+            .collect(),
+        punch: Punch::default(),
+    };
+    (0..keys.len()).map(config).collect()
 }

@@ -33,6 +33,10 @@ impl Machine for Discovery {
             return;
         }
         if let Some((from, payload)) = self.server.handle_datagram(listener, datagram.src, &datagram.payload) {
+            // No rendezvous or discovery server is to amplify, but for bare STUN (20 bytes asked, 32 to 44 answered).
+            if payload.len() > datagram.payload.len().max(44) {
+                moment.faults.push(format!("a discovery server answers {} bytes", payload.len()));
+            }
             match self.listeners.get(from) {
                 Some(src) => moment.sent.push(Datagram { src: *src, dst: datagram.src, ttl: TTL, payload }),
                 None => {

@@ -308,6 +308,12 @@ impl Client {
                 self.nat = nat;
             }
         }
+        // The main socket's first mapping may have been used up before the survey, by the registration or an earlier run.
+        if let Allocation::Sequential { step } = self.nat.allocation
+            && self.fresh_preserves()
+        {
+            self.nat.allocation = Allocation::SecondPriority { step };
+        }
         let Some(step) = self.nat.allocation.step() else { return };
         let all = surveys().chain(&self.filter).flat_map(Survey::observations);
         // The last one sent among those that the NAT masqueraded; of equal times the one later in order.

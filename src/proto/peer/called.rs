@@ -14,6 +14,11 @@ use crate::proto::{Instant, SocketId};
 /// been on its way.
 const CROSSED: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
+/// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
+/// volley lets the caller's in.
+const COMPUTING: std::time::Duration = std::time::Duration::from_millis(10);
+
 impl Peer {
     /// Something that the peer had a server pass to us.
     pub fn handle_passed(&mut self, now: Instant, local: &mut Local, server: usize, passed: &[u8]) -> Result<(), Drop> {
@@ -110,7 +115,7 @@ impl Peer {
         let Incoming { passed, received, call, came, server } = incoming;
         let (ours, fresh) = local.report(now, socket, server);
         // Half of both round trips to the server: when the caller most likely has the answer.
-        let until_start = (call.report.server_delay + ours.server_delay) / 2;
+        let until_start = (call.report.server_delay + ours.server_delay) / 2 + COMPUTING;
         let round = (until_start * 8).clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);

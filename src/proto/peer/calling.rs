@@ -245,7 +245,13 @@ impl Peer {
             return;
         }
         let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
-        self.fail(now, local, why.to_owned(), FIRST_REST);
+        if self.failures == 0 {
+            // Two members that start at the same time are not news; the other one's call is on its way.
+            self.why = Some(why.to_owned());
+            self.rest(now, local, FIRST_REST);
+        } else {
+            self.fail(now, local, why.to_owned(), FIRST_REST);
+        }
         self.drive(now, local);
     }
 
@@ -357,7 +363,7 @@ impl Peer {
             self.call = Call::Resting { until: now + wait };
             return;
         }
-        let why = words::no_path(punching);
+        let why = words::no_path(punching, self.spent);
         // The patent's fail-over value ([0072]): the reported tuple, by itself, when all else is over. It is asked while the
         // back-off lasts, and taken if it answers.
         if let Some(remote) = punching.theirs.tuple {

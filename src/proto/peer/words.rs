@@ -1,6 +1,6 @@
 //! The sentences that tell a user how a path was found, or why there is none and what would help.
 
-use super::{Call, Peer, Punching};
+use super::{Call, Peer, Punching, Spent};
 use crate::proto::message_control::{CandidateKind, Report};
 use crate::proto::nat::{Allocation, Mapping};
 use crate::proto::path::Way;
@@ -45,10 +45,10 @@ pub(super) fn plan(setup: &Setup, ours: &Report, theirs: &Report) -> String {
 }
 
 /// Why there is no path, and what would help.
-pub(super) fn no_path(punching: &Punching) -> String {
+pub(super) fn no_path(punching: &Punching, spent: Spent) -> String {
     let (ours, theirs) = (&punching.ours, &punching.theirs);
-    let probes = punching.punch.probes_sent();
-    let sockets = punching.punch.sockets_used();
+    let probes = spent.probes + punching.punch.probes_used();
+    let sockets = spent.sockets + punching.punch.sockets_used();
     let tried = format!("{probes} probes from {sockets} sockets found no path");
     let both = format!("here {}, there {}", nat(ours), nat(theirs));
     match punching.punch.outlook() {
