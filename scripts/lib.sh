@@ -76,7 +76,7 @@ EOF
 
 # Starts the three servers of a lab: lab, directory for keys and logs, the binary. Prints the rendezvous server's public key.
 start_servers() {
-    local lab="$1" dir="$2" binary="$3" host
+    local lab="$1" dir="$2" binary="$3" host tries
     (umask 077 && "$binary" genkey >"$dir/server.key")
     echo '[discovery]
 listen = ["198.51.100.7", "198.51.100.8"]' >"$dir/discovery1.toml"
@@ -89,10 +89,11 @@ private_key_file = "server.key"' >"$dir/rendezvous.toml"
         "$ROOT/scripts/lab" exec "$lab" "$host" -- "$binary" serve "$dir/$host.toml" >"$dir/$host.log" 2>&1 &
     done
     for host in discovery1 discovery2 rendezvous; do
-        until "$ROOT/scripts/lab" exec "$lab" "$host" -- ss -Hlun | grep -qE ':427[34]'; do
-            kill -0 $! 2>/dev/null || fail "the servers do not start: $(cat "$dir"/*.log)"
-            sleep 0.02
+        for ((tries = 0; tries < 100; tries++)); do
+            if "$ROOT/scripts/lab" exec "$lab" "$host" -- ss -Hlun | grep -qE ':427[34]'; then continue 2; fi
+            sleep 0.03
         done
+        fail "the server at $host does not start: $(cat "$dir/$host.log")"
     done
     "$binary" pubkey <"$dir/server.key"
 }

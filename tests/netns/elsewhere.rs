@@ -93,8 +93,8 @@ fn a_member_serves_discovery_and_rendezvous_itself() {
     let lab = Lab::new("--left port-restricted --right symmetric-4b --site hub=none");
     let servers = Servers::start(&lab);
     let mut hub = Member::new(&servers, "hub", 3);
-    hub.rendezvous_key = hub.keys.public.clone();
-    // The `[serve.…]` tables stand where a peer would; a member's own key is its server's.
+    // A server has a key pair of its own, in a member, too; the usual servers' will do, which knows nobody here.
+    super::member::secret(&hub.dir.path().join("server.key"), &servers.keys.private);
     let serve =
         "[serve.discovery]\nlisten = [\"203.0.113.103\"]\n[serve.rendezvous]\nlisten = [\"203.0.113.103:4274\"]\n";
     let mut left = Member::new(&servers, "left", 1);
@@ -103,9 +103,8 @@ fn a_member_serves_discovery_and_rendezvous_itself() {
     hub.knows(&right);
     let config = std::fs::read_to_string(hub.config()).unwrap();
     let from_hub = |text: String| text.replace(super::member::RENDEZVOUS, "203.0.113.103:4274");
-    super::member::secret(&hub.config(), &(from_hub(config) + serve + "private_key_file = \"private.key\"\n"));
+    super::member::secret(&hub.config(), &(from_hub(config) + serve + "private_key_file = \"server.key\"\n"));
     for member in [&mut left, &mut right] {
-        member.rendezvous_key = hub.keys.public.clone();
         member.discovery = r#"["203.0.113.103", "203.0.113.9"]"#.to_owned();
     }
     left.knows(&right);

@@ -72,7 +72,7 @@ fn a_member_in_the_background_is_there_when_up_returns_and_goes_by_down() {
     command.args(["up", "-b"]).arg(left.config()).stdout(Stdio::null()).stderr(Stdio::null());
     assert!(command.status().expect("the binary can be started").success());
     assert!(lab.expect("left", "ip -o addr").contains("10.77.0.1/24"));
-    assert!(lab.expect("left", "ip route").contains("10.77.0.2"), "the peer's route");
+    assert!(lab.expect("left", "ip route get 10.77.0.2").contains(&left.interface), "the peer's route");
     left.expect_status(&lab);
     let output = left.control(&lab, &["down"]);
     assert!(output.status.success(), "{}", said(&output));

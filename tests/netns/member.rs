@@ -98,9 +98,10 @@ impl Drop for Daemon {
 
 /// Two discovery servers and the rendezvous server.
 pub struct Servers {
-    dir: TempDir,
-    pub keys: Keys,
     daemons: Vec<Daemon>,
+    pub keys: Keys,
+    /// Goes after the daemons, whose logs are in it.
+    dir: TempDir,
 }
 
 impl Servers {
@@ -152,6 +153,7 @@ pub fn secret(path: &std::path::Path, content: &str) {
 
 /// A mesh member: who it is, its config, and the daemon while it runs.
 pub struct Member {
+    pub daemon: Option<Daemon>,
     pub host: String,
     /// Its name in the others' configs is that of its host.
     pub keys: Keys,
@@ -168,8 +170,8 @@ pub struct Member {
     /// Lines for the end of its `[discovery]` table.
     pub discovery_lines: String,
     peers: Vec<String>,
+    /// Goes after the daemon, whose log is in it.
     pub dir: TempDir,
-    pub daemon: Option<Daemon>,
 }
 
 impl Member {
