@@ -189,8 +189,8 @@ fn odd_packet(world: &mut World, input: &mut Input<'_>, who: usize, number: u64)
     match input.u8() % 4 {
         0 => world.give_tun(who, input.piece()),
         1 => {
-            let large = inner(who, 1 - who, number, input.u16().into());
-            world.give_tun(who, &large[..large.len().min(65535)]);
+            let large = inner(who, 1 - who, number, usize::from(input.u16()).min(65_000));
+            world.give_tun(who, &large);
         }
         // From a source that is not ours: the peer is to drop it.
         2 => {
