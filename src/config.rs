@@ -183,15 +183,21 @@ impl Lookout {
     }
 }
 
-/// Checks the config of a member or a server, whichever it is. `Ok` is one line that says what it holds, and the notes.
+/// Checks the config of a member or a server, whichever it is. `Ok` is one line that says what it holds, and the notes. A key file
+/// that is not there yet is one of those: a config may be written, and checked, before its keys are made, or elsewhere.
 pub fn check(path: &Path) -> Result<(String, Vec<Fault>), Rejected> {
     let summary = |source: &Source, root: &Spanned<DeTable<'_>>, log: &mut Log| match Kind::of(root.get_ref()) {
         Some(Kind::Member) | None => member::read(source, root, log).map(|mesh| member::summary(&mesh)),
         Some(Kind::Server) => server::read(source, root, log).map(|server| server::summary(&server)),
     };
     let mut notes = Vec::new();
-    let summary = load(path, summary, |_, found| notes = found)?;
-    Ok((summary, notes))
+    match load(path, summary, |_, found| notes = found) {
+        Ok(summary) => Ok((summary, notes)),
+        Err(Rejected(found)) if found.iter().all(|fault| fault.severity != Severity::Fault) && !found.is_empty() => {
+            Ok(("right; it can be used once the key files above are there".to_owned(), found))
+        }
+        Err(rejected) => Err(rejected),
+    }
 }
 
 /// Whose config a file is, told by the tables that only one of both has.

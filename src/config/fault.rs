@@ -13,6 +13,9 @@ const MAX_QUOTE: usize = 60;
 pub enum Severity {
     /// The file is refused.
     Fault,
+    /// The file is right, but a key file that it names is not there yet: nothing can be run from it, and `check` says so without
+    /// finding fault with the file.
+    Missing,
     /// The file is accepted, but this is seldom meant.
     Note,
 }
@@ -48,7 +51,7 @@ pub struct Rejected(pub Vec<Fault>);
 impl Rejected {
     /// Only the faults that refuse the file.
     pub fn faults(&self) -> impl Iterator<Item = &Fault> {
-        self.0.iter().filter(|fault| fault.severity == Severity::Fault)
+        self.0.iter().filter(|fault| fault.severity != Severity::Note)
     }
 }
 
@@ -71,11 +74,17 @@ impl std::error::Error for Rejected {}
 pub(super) struct Wrong {
     pub what: String,
     pub remedy: String,
+    severity: Severity,
 }
 
 impl Wrong {
     pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.into(), remedy: remedy.into() }
+        Self { what: what.into(), remedy: remedy.into(), severity: Severity::Fault }
+    }
+
+    /// Nothing is wrong with the value: what it names is yet to be made.
+    pub fn missing(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Missing, ..Self::new(what, remedy) }
     }
 }
 
@@ -144,7 +153,7 @@ impl Log {
         match result {
             Ok(value) => Some(At { value, at }),
             Err(wrong) => {
-                self.fault(at, format!("`{key}`: {}", wrong.what), wrong.remedy);
+                self.at_line(at, wrong.severity, format!("`{key}`: {}", wrong.what), wrong.remedy);
                 None
             }
         }
@@ -152,7 +161,7 @@ impl Log {
 
     /// Nothing could be made of the file: that is a fault, should no other have been noted.
     pub fn otherwise_unreadable(&mut self) {
-        if !self.found.iter().any(|fault| fault.severity == Severity::Fault) {
+        if !self.found.iter().any(|fault| fault.severity != Severity::Note) {
             self.whole(Severity::Fault, "this is no config", "Compare it with the examples in config/.");
         }
     }
@@ -160,7 +169,7 @@ impl Log {
     /// The notes where there is no fault, or everything.
     pub fn finish(mut self) -> Result<Vec<Fault>, Rejected> {
         self.found.sort_by_key(|fault| (fault.line, fault.severity));
-        let refused = self.found.iter().any(|fault| fault.severity == Severity::Fault);
+        let refused = self.found.iter().any(|fault| fault.severity != Severity::Note);
         if refused { Err(Rejected(self.found)) } else { Ok(self.found) }
     }
 

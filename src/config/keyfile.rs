@@ -47,8 +47,11 @@ pub(super) fn secret<K: FromStr<Err = KeyError>>(
 fn from_file<K: FromStr<Err = KeyError>>(path: &Path, made_by: &str) -> Result<K, Wrong> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
+        if error.kind() == ErrorKind::NotFound {
+            let remedy = format!("Make it with `(umask 077; {made_by} > {shown})`, or correct the path.");
+            return Wrong::missing(format!("{shown} can't be read: {}", plain(&error)), remedy);
+        }
         let remedy = match error.kind() {
-            ErrorKind::NotFound => format!("Make it with `(umask 077; {made_by} > {shown})`, or correct the path."),
             ErrorKind::PermissionDenied => "Run this as the user who owns the file, or as root.".to_owned(),
             _ => "Correct the path; it is relative to the config file.".to_owned(),
         };

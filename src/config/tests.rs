@@ -257,8 +257,18 @@ fn a_member_that_knows_its_peers_endpoints_needs_no_server() {
 }
 
 #[test]
-fn a_key_file_that_is_missing_readable_by_others_or_no_key_is_a_fault() {
-    broken("\"private.key\"\nlisten", "\"none.key\"\nlisten", &["none.key can't be read", "p2ptund genkey"]);
+fn a_key_file_that_is_not_there_yet_is_told_by_check_and_refused_by_whoever_would_run_from_it() {
+    let (_dir, path) = directory(&valid().replace("\"private.key\"\nlisten", "\"none.key\"\nlisten"));
+    let told = |text: &str| text.contains("none.key can't be read") && text.contains("p2ptund genkey");
+    let (summary, notes) = check(&path).expect("the file itself is right");
+    assert!(summary.contains("once the key files"), "{summary}");
+    assert!(notes.len() == 1 && told(&notes[0].to_string()), "{notes:?}");
+    let rejected = Mesh::load(&path).expect_err("it can't be run");
+    assert!(rejected.faults().count() == 1 && told(&rejected.to_string()), "{rejected}");
+}
+
+#[test]
+fn a_key_file_that_is_readable_by_others_or_no_key_is_a_fault() {
     broken("\"private.key\"\nlisten", "\".\"\nlisten", &["is not a file"]);
     let (dir, path) = directory(&valid());
     for (mode, refused) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o644, true), (0o620, true)]
