@@ -13,6 +13,7 @@
 
 mod called;
 mod calling;
+mod probing;
 mod words;
 
 use std::net::SocketAddr;
@@ -26,13 +27,11 @@ use super::context::{Local, PeerId};
 use super::message_control::{CallId, Report};
 use super::noise::Received;
 use super::noise::export::Open;
-use super::path::{Ask, Goal, Paths, Way, method_of};
-use super::probe::{Ack, Ack2};
-use super::punch::{Punch, Role};
+use super::path::{Goal, Paths, Way};
+use super::punch::Punch;
 use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Payload, Tunnel, TunnelEvent};
-use super::wire::{Dudp, HEADER_LEN};
 use super::{Instant, Packet, SocketId};
 
 /// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
@@ -373,128 +372,6 @@ impl Peer {
         Ok(())
     }
 
-    /// DUDP_ACK or DUDP_ACK2 under one of our sessions.
-    pub fn handle_probe(
-        &mut self,
-        now: Instant,
-        local: &mut Local,
-        way: Way,
-        kind: Dudp,
-        datagram: &[u8],
-    ) -> Result<(), Drop> {
-        let index = super::rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
-        let body = self.tunnel.open_probe(now, HEADER_LEN, datagram)?;
-        self.note_member();
-        self.paths.note_heard(now, way);
-        match kind {
-            Dudp::Ack => {
-                let ack = Ack::parse(&body).ok_or(Drop::Malformed)?;
-                let answer = Ack2 { token: ack.token, seen: way.remote }.encode();
-                if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack2.header(), &answer) {
-                    local.send(way, payload);
-                }
-                self.on_ack(now, local, way, ack);
-            }
-            _ => {
-                let ack2 = Ack2::parse(&body).ok_or(Drop::Malformed)?;
-                self.on_ack2(now, local, way, ack2);
-            }
-        }
-        self.drive(now, local);
-        Ok(())
-    }
-
-    /// It speaks the family, so its paths can be asked.
-    fn note_member(&mut self) {
-        self.is_member = true;
-        self.paths.watch();
-    }
-
-    /// The peer is at `way`, and gets through to us.
-    fn on_ack(&mut self, now: Instant, local: &mut Local, way: Way, ack: Ack) {
-        if self.paths.is_current(way) {
-            if ack.chosen {
-                self.settle(local, way);
-            }
-            return;
-        }
-        let via = method_of(ack.via);
-        let (called, punching) = match &self.call {
-            Call::Punching(punching) => (punching.punch.role() == Role::Called, true),
-            _ => (false, false),
-        };
-        let method = via.unwrap_or_else(|| self.punch_method(way));
-        let known = self.is_known(way);
-        if ack.chosen && (called || !punching) {
-            // The caller decides. Payload follows at once to an address that its sealed call named; that the way works in both
-            // directions, its choice says. Any other address is asked first.
-            if known {
-                self.adopt(now, local, way, method, true);
-                self.settle(local, way);
-            } else {
-                self.challenge(now, local, way, Goal::Follow(method));
-            }
-        } else if known && self.paths.current().is_none() {
-            self.adopt(now, local, way, method, false);
-            self.challenge(now, local, way, Goal::Move(method));
-        } else {
-            self.challenge(now, local, way, Goal::Move(method));
-        }
-    }
-
-    /// The way on which a probe of ours was answered works both ways.
-    fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
-        if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
-            match goal {
-                Goal::Check | Goal::Greet => {}
-                Goal::Follow(method) => {
-                    self.adopt(now, local, way, method, true);
-                    self.settle(local, way);
-                }
-                Goal::Ping(token) => local.tell(Event::Pong { token, rtt }),
-                Goal::Choose => self.settle(local, way),
-                Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
-            }
-            return;
-        }
-        let Call::Punching(punching) = &self.call else { return };
-        let Some((socket, to, at)) = punching.punch.fired(ack2.token) else { return };
-        if (Way { socket, remote: to }) != way {
-            return;
-        }
-        let method = self.candidate_method(way).unwrap_or_else(|| self.punch_method(way));
-        self.on_proved(now, local, way, method, Some(now.since(at)));
-    }
-
-    fn on_proved(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, rtt: Option<Duration>) {
-        let called = matches!(&self.call, Call::Punching(punching) if punching.punch.role() == Role::Called);
-        let was_current = self.paths.is_current(way);
-        // Roaming: the peer sends from there now, so that is where it is to be answered.
-        if !was_current && !self.paths.improves(method) && method != Method::Roamed {
-            return;
-        }
-        let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
-        if called && self.paths.current().is_some_and(|path| path.proved) && !was_current {
-            return;
-        }
-        self.adopt(now, local, way, method, true);
-        if let Some(rtt) = rtt {
-            self.paths.note_rtt(rtt);
-        }
-        if !called {
-            self.challenge(now, local, way, Goal::Choose);
-        }
-    }
-
-    /// Whether a way leads to an address that the peer's sealed report names.
-    fn is_known(&self, way: Way) -> bool {
-        let Call::Punching(punching) = &self.call else { return false };
-        let ip = way.remote.ip();
-        let theirs = &punching.theirs;
-        theirs.tuple.is_some_and(|tuple| tuple.ip() == ip)
-            || theirs.candidates.iter().any(|candidate| candidate.address.ip() == ip)
-    }
-
     /// Takes a way into use, and sends what waited for one.
     fn adopt(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, proved: bool) {
         let news = self.paths.current().is_none();
@@ -540,15 +417,6 @@ impl Peer {
         }
     }
 
-    /// The path of a call is chosen: everything else that the call opened is closed.
-    fn settle(&mut self, local: &mut Local, way: Way) {
-        if matches!(self.call, Call::Punching(_)) {
-            self.end_call(local, Some(way.socket));
-            self.call_began = None;
-            self.spent = Spent::default();
-        }
-    }
-
     /// Sends what waited for a session and a path.
     fn flush(&mut self, now: Instant, local: &mut Local) {
         let Some(way) = self.way() else { return };
@@ -570,30 +438,6 @@ impl Peer {
         // Where the session is too old, this raises the handshake that makes a new one.
         if self.tunnel.seal(now, &mut packet) {
             local.send_packet(way, &packet);
-        }
-    }
-
-    fn challenge(&mut self, now: Instant, local: &mut Local, way: Way, goal: Goal) {
-        let token = local.rng.next_u64();
-        if let Some(ask) = self.paths.challenge(now, way, goal, token) {
-            self.ask(now, local, ask);
-        }
-    }
-
-    fn ask(&mut self, now: Instant, local: &mut Local, ask: Ask) {
-        let Some(index) = self.probe_index() else { return };
-        let body = Ack { token: ask.token, via: None, chosen: ask.chosen }.encode();
-        if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body) {
-            local.send(ask.way, payload);
-            self.probes_sent += 1;
-        }
-    }
-
-    /// The session whose keys probes are sealed with: the call's while it lasts, for it may not be the tunnel's current one yet.
-    fn probe_index(&self) -> Option<u32> {
-        match &self.call {
-            Call::Punching(punching) => Some(punching.index),
-            _ => self.tunnel.current_index().or(self.punched_index),
         }
     }
 

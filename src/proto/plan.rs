@@ -16,7 +16,7 @@
 //!
 //! | pair                 | one side            | the other side         |
 //! | -------------------- | ------------------- | ---------------------- |
-//! | fixed × fixed        | its one port        | its one port           |
+//! | fixed × fixed        | its one port        | its one port; after two rounds, the window |
 //! | fixed × held, moving | the window          | one shot               |
 //! | held × held, moving  | the window          | the window             |
 //! | moving × moving      | a row of sockets    | a row of sockets, or a diagonal where its unused sockets would preserve their ports |
@@ -202,10 +202,18 @@ pub fn rounds(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) ->
     while rounds.len() < most {
         // Where both ports were thought to be fixed and nothing came, an early packet may have poisoned one (Linux conntrack
         // gives that flow another port for 30 s): unused sockets are not touched by that.
-        let again = rounds.len() % 2 == 1 && fixed(&a) && fixed(&b);
+        let both_fixed = fixed(&a) && fixed(&b);
+        if both_fixed && rounds.len() >= DIRECT_ROUNDS {
+            rounds.push(misread(a, b, shift, punch));
+            shift += width;
+            continue;
+        }
+        let again = rounds.len() % 2 == 1 && both_fixed;
         let (one, other) = if again { (fresh_a.unwrap_or(a), fresh_b.unwrap_or(b)) } else { (a, b) };
         rounds.push(round(one, other, preserving(caller), preserving(called), shift, punch));
-        shift += width;
+        if !both_fixed {
+            shift += width;
+        }
     }
     rounds
 }
@@ -213,6 +221,21 @@ pub fn rounds(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) ->
 /// More rounds would shoot at ports ever further ahead of where the NAT's counter can be, and poison those that the next try
 /// will be given. A new look at the counter is worth more: after these, the call surveys again.
 const MAX_ROUNDS: usize = 4;
+
+/// Rounds at single ports, where both are thought to be fixed, before the shotgun: the patent's "certain period of time" in which
+/// no DUDP_ACK came ([0070]). The first is from the reported sockets, the second from unused ones.
+const DIRECT_ROUNDS: usize = 2;
+
+/// Both ports were thought to be fixed and nothing came: one NAT at least was misread. What almost every NAT does that is no
+/// cone is to take the next port, so that is where both shoot now.
+fn misread(a: Port, b: Port, shift: i32, punch: &Punch) -> Round {
+    let side = |at| {
+        let Port::Fixed(center) = at else { return None };
+        let (low, high) = (punch.window.0 + shift, punch.window.1 + shift);
+        Some(Side { sockets: Sockets::Reported, target: Target::Window { center, step: 1, low, high } })
+    };
+    Round { caller: side(b), called: side(a) }
+}
 
 /// Whether `rounds` can be expected to work.
 pub fn outlook(caller: &Report, called: &Report) -> Outlook {
@@ -394,6 +417,18 @@ mod tests {
             rounds[0].called.expect("shoots").target,
             Target::One("203.0.113.5:30000".parse().expect("address"))
         );
+    }
+
+    #[test]
+    fn two_fixed_sides_that_hear_nothing_for_two_rounds_begin_a_shotgun() {
+        let fixed = report(Mapping::EndpointIndependent, Allocation::Preserving);
+        let rounds = plan(&fixed, &fixed);
+        assert!(rounds[..2].iter().all(|round| matches!(round.caller.expect("shoots").target, Target::One(_))));
+        for round in &rounds[2..] {
+            assert!(matches!(round.caller.expect("shoots").target, Target::Window { step: 1, .. }));
+            assert!(matches!(round.called.expect("shoots").target, Target::Window { step: 1, .. }));
+        }
+        assert!(rounds.len() > 2);
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Punch {
 
     /// Whether it opens rows or shoots at windows: what a member does for one peer at a time.
     pub fn is_hard(&self) -> bool {
-        !self.stopped && self.setup.rounds.first().is_some_and(is_hard)
+        !self.stopped && self.setup.rounds.get(self.round).is_some_and(is_hard)
     }
 
     pub fn probes_sent(&self) -> u64 {

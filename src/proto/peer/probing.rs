@@ -1,0 +1,178 @@
+//! Probes: what an authentic DUDP_ACK or DUDP_ACK2 means for a peer's paths (patent [0070] to [0073]).
+//!
+//! ```text
+//! ACK in            heard: payload may go back, if the sealed call named the address; our own ACK goes the same way
+//! ACK2 in           proved: the way works in both directions
+//! caller, proved    ─► ACK with `chosen` ─► the called member takes the same way, and both close all other sockets
+//! ```
+
+use std::time::Duration;
+
+use rand_chacha::rand_core::RngCore;
+
+use super::{Call, Peer, Spent};
+use crate::proto::Instant;
+use crate::proto::action::{Drop, Event};
+use crate::proto::context::Local;
+use crate::proto::path::{Ask, Goal, Way, method_of};
+use crate::proto::probe::{Ack, Ack2};
+use crate::proto::punch::Role;
+use crate::proto::snapshot::Method;
+use crate::proto::wire::{Dudp, HEADER_LEN};
+
+impl Peer {
+    /// DUDP_ACK or DUDP_ACK2 under one of our sessions.
+    pub fn handle_probe(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        way: Way,
+        kind: Dudp,
+        datagram: &[u8],
+    ) -> Result<(), Drop> {
+        let index = crate::proto::rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
+        let body = self.tunnel.open_probe(now, HEADER_LEN, datagram)?;
+        self.note_member();
+        self.paths.note_heard(now, way);
+        match kind {
+            Dudp::Ack => {
+                let ack = Ack::parse(&body).ok_or(Drop::Malformed)?;
+                let answer = Ack2 { token: ack.token, seen: way.remote }.encode();
+                if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack2.header(), &answer) {
+                    local.send(way, payload);
+                }
+                self.on_ack(now, local, way, ack);
+            }
+            _ => {
+                let ack2 = Ack2::parse(&body).ok_or(Drop::Malformed)?;
+                self.on_ack2(now, local, way, ack2);
+            }
+        }
+        self.drive(now, local);
+        Ok(())
+    }
+
+    /// It speaks the family, so its paths can be asked.
+    pub(super) fn note_member(&mut self) {
+        self.is_member = true;
+        self.paths.watch();
+    }
+
+    /// The peer is at `way`, and gets through to us.
+    fn on_ack(&mut self, now: Instant, local: &mut Local, way: Way, ack: Ack) {
+        if self.paths.is_current(way) {
+            if ack.chosen {
+                self.settle(local, way);
+            }
+            return;
+        }
+        let via = method_of(ack.via);
+        let (called, punching) = match &self.call {
+            Call::Punching(punching) => (punching.punch.role() == Role::Called, true),
+            _ => (false, false),
+        };
+        let method = via.unwrap_or_else(|| self.punch_method(way));
+        let known = self.is_known(way);
+        if ack.chosen && (called || !punching) {
+            // The caller decides. Payload follows at once to an address that its sealed call named; that the way works in both
+            // directions, its choice says. Any other address is asked first.
+            if known {
+                self.adopt(now, local, way, method, true);
+                self.settle(local, way);
+            } else {
+                self.challenge(now, local, way, Goal::Follow(method));
+            }
+        } else if known && self.paths.current().is_none() {
+            self.adopt(now, local, way, method, false);
+            self.challenge(now, local, way, Goal::Move(method));
+        } else {
+            self.challenge(now, local, way, Goal::Move(method));
+        }
+    }
+
+    /// The way on which a probe of ours was answered works both ways.
+    fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
+        if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
+            match goal {
+                Goal::Check | Goal::Greet => {}
+                Goal::Follow(method) => {
+                    self.adopt(now, local, way, method, true);
+                    self.settle(local, way);
+                }
+                Goal::Ping(token) => local.tell(Event::Pong { token, rtt }),
+                Goal::Choose => self.settle(local, way),
+                Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
+            }
+            return;
+        }
+        let Call::Punching(punching) = &self.call else { return };
+        let Some((socket, to, at)) = punching.punch.fired(ack2.token) else { return };
+        if (Way { socket, remote: to }) != way {
+            return;
+        }
+        let method = self.candidate_method(way).unwrap_or_else(|| self.punch_method(way));
+        self.on_proved(now, local, way, method, Some(now.since(at)));
+    }
+
+    fn on_proved(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, rtt: Option<Duration>) {
+        let called = matches!(&self.call, Call::Punching(punching) if punching.punch.role() == Role::Called);
+        let was_current = self.paths.is_current(way);
+        // Roaming: the peer sends from there now, so that is where it is to be answered.
+        if !was_current && !self.paths.improves(method) && method != Method::Roamed {
+            return;
+        }
+        let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
+        if called && self.paths.current().is_some_and(|path| path.proved) && !was_current {
+            return;
+        }
+        self.adopt(now, local, way, method, true);
+        if let Some(rtt) = rtt {
+            self.paths.note_rtt(rtt);
+        }
+        if !called {
+            self.challenge(now, local, way, Goal::Choose);
+        }
+    }
+
+    /// Whether a way leads to an address that the peer's sealed report names.
+    pub(super) fn is_known(&self, way: Way) -> bool {
+        let Call::Punching(punching) = &self.call else { return false };
+        let ip = way.remote.ip();
+        let theirs = &punching.theirs;
+        theirs.tuple.is_some_and(|tuple| tuple.ip() == ip)
+            || theirs.candidates.iter().any(|candidate| candidate.address.ip() == ip)
+    }
+
+    /// The path of a call is chosen: everything else that the call opened is closed.
+    pub(super) fn settle(&mut self, local: &mut Local, way: Way) {
+        if matches!(self.call, Call::Punching(_)) {
+            self.end_call(local, Some(way.socket));
+            self.call_began = None;
+            self.spent = Spent::default();
+        }
+    }
+
+    pub(super) fn challenge(&mut self, now: Instant, local: &mut Local, way: Way, goal: Goal) {
+        let token = local.rng.next_u64();
+        if let Some(ask) = self.paths.challenge(now, way, goal, token) {
+            self.ask(now, local, ask);
+        }
+    }
+
+    pub(super) fn ask(&mut self, now: Instant, local: &mut Local, ask: Ask) {
+        let Some(index) = self.probe_index() else { return };
+        let body = Ack { token: ask.token, via: None, chosen: ask.chosen }.encode();
+        if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body) {
+            local.send(ask.way, payload);
+            self.probes_sent += 1;
+        }
+    }
+
+    /// The session whose keys probes are sealed with: the call's while it lasts, for it may not be the tunnel's current one yet.
+    fn probe_index(&self) -> Option<u32> {
+        match &self.call {
+            Call::Punching(punching) => Some(punching.index),
+            _ => self.tunnel.current_index().or(self.punched_index),
+        }
+    }
+}
