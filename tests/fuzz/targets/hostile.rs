@@ -75,9 +75,8 @@ impl Hostile {
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
         match Kind::of(payload) {
             Some(Kind::WireGuard(WireGuard::Response)) => {
-                if self.client.handle_response(now, from, payload, &mut self.rng).is_err() {
-                    self.finish(now, payload);
-                }
+                let for_client = self.client.handle_response(now, from, payload, &mut self.rng);
+                for_client.unwrap_or_else(|_| self.finish(now, payload));
             }
             Some(Kind::Dudp(kind @ (Dudp::Register | Dudp::MessageControl))) => {
                 if let Ok(Word::Deliver { passed, .. }) = self.client.handle_sealed(now, kind, from, payload) {

@@ -66,8 +66,8 @@ pub struct Member {
 }
 
 impl Member {
-    pub fn new(who: usize, config: Config, seed: u8, now: Instant) -> Self {
-        let mut node = Node::new(config.clone(), [seed; 32], now, wall(now));
+    pub fn new(who: usize, config: Config, seed: [u8; 32], now: Instant) -> Self {
+        let mut node = Node::new(config.clone(), seed, now, wall(now));
         let own = ipnet::IpNet::new(public(who), 24).expect("is a prefix");
         node.handle_addresses(now, &[own]);
         let sockets = [SocketId::MAIN_V4, SocketId::MAIN_V6].map(|id| (id, config.listen_port)).into();
@@ -98,7 +98,7 @@ impl World {
         let on = |ip: Ipv4Addr| [4270, 4271].map(|port| SocketAddr::new(ip.into(), port));
         let listeners: Vec<SocketAddr> = DISCOVERY.into_iter().flat_map(on).collect();
         let members = configs.into_iter().enumerate();
-        let members = members.map(|(who, config)| Member::new(who, config, seed.wrapping_add(who as u8), START));
+        let members = members.map(|(who, config)| Member::new(who, config, [seed.wrapping_add(who as u8); 32], START));
         let mut world = Self {
             now: START,
             members: members.collect(),

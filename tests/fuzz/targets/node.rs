@@ -111,7 +111,7 @@ fn step(world: &mut World, input: &mut Input<'_>, number: u64) {
         }
         9 => odd_packet(world, input, who, number),
         10 => drop(world.with(who, |node, now| node.handle_ping(now, NAMES[1 - who]))),
-        11 => own(world, input, who),
+        11 => own(world, input, who, number),
         _ => offend(world, input, number),
     }
 }
@@ -208,7 +208,7 @@ fn odd_packet(world: &mut World, input: &mut Input<'_>, who: usize, number: u64)
 }
 
 /// What a member's own machine or owner does.
-fn own(world: &mut World, input: &mut Input<'_>, who: usize) {
+fn own(world: &mut World, input: &mut Input<'_>, who: usize, number: u64) {
     let mode = input.u8();
     match mode % 8 {
         0 => {
@@ -233,7 +233,10 @@ fn own(world: &mut World, input: &mut Input<'_>, who: usize) {
         // Killed and started again: nothing is left but the config.
         3 => {
             let config = world.members[who].config.clone();
-            world.members[who] = Member::new(who, config, input.u8(), world.now);
+            // Randomness that no member had before, or else the test itself would have keys and nonces come again.
+            let mut seed = [input.u8(); 32];
+            seed[..8].copy_from_slice(&(number + 1).to_be_bytes());
+            world.members[who] = Member::new(who, config, seed, world.now);
             world.with(who, |_, _| ());
         }
         4 => {

@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
     let mut rng = ChaCha20Rng::from_seed([3; 32]);
     let remote = Remote::new(&them, us.public());
     let (initiator, initiation, _) = Initiator::start(&them, &remote, None, 77, Timestamp([5; 12]), &mut rng);
-    let true_one = Received::open(&us, &initiation).ok().expect("is as it was made");
+    let true_one = Received::open(&us, &initiation).expect("is as it was made");
     let (response, ..) = true_one.respond(None, 78, &mut rng);
 
     let mode = input.u8();
@@ -27,7 +27,7 @@ pub fn run(data: &[u8]) {
         1 => initiation.to_vec(),
         _ => response.to_vec(),
     };
-    if mode % 3 != 0 {
+    if !mode.is_multiple_of(3) {
         bend(&mut input, &mut message);
     }
     if mode & 0x80 != 0 {
