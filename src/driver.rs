@@ -220,11 +220,6 @@ impl Driver {
                 self.sockets.send_batch(self.transmits.iter().map(Datagram::from)).await;
                 self.transmits.clear();
             }
-            while let Some(packet) = self.node.poll_tun() {
-                idle = false;
-                // A device that is gone is noticed at the next read.
-                let _ = self.tun.send_batch([packet.bytes()]);
-            }
             if idle {
                 return;
             }

@@ -72,9 +72,9 @@ const MAP_TIMEOUT: Duration = Duration::from_secs(4);
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// For removing what an earlier run left; the new mapping waits for it.
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Where nothing maps, the next tries come after these; then each hour. A new network is tried at once, so this only
-/// helps where somebody switches the router's UPnP on.
-const RETRIES: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
+/// Where nothing maps, the next tries come after these. A new network is tried at once, and a router that starts anew says so
+/// by itself, so this only helps where somebody switches UPnP on in silence; and where nothing is said, nothing is to be sent.
+const RETRIES: [Duration; 1] = [Duration::from_secs(3600)];
 /// The least time between two tries, whatever happens: netlink may storm, and announcements may be forged.
 const LEAST_WAIT: Duration = Duration::from_secs(2);
 

@@ -63,7 +63,6 @@ pub struct Node {
     /// When a server last said that we are elsewhere than before.
     moved_at: Option<Instant>,
     resolving: BTreeSet<String>,
-    out: VecDeque<Packet>,
 }
 
 /// Where a sealed packet goes.
@@ -110,7 +109,6 @@ impl Node {
             drops: Drops::default(),
             moved_at: None,
             resolving: BTreeSet::new(),
-            out: VecDeque::new(),
             config,
         };
         for peer in node.config.peers.clone() {
@@ -587,16 +585,6 @@ impl Node {
         let servers = self.local.servers.iter().filter_map(rendezvous::client::Client::poll_timeout);
         let peers = self.deadlines.first().map(|(due, _)| *due);
         servers.chain(self.local.discovery.poll_timeout()).chain(peers).min()
-    }
-
-    /// Inner packets for the TUN device that came out of no datagram.
-    pub fn poll_tun(&mut self) -> Option<Packet> {
-        self.out.pop_front()
-    }
-
-    /// A number that nobody can guess, for whoever drives this member.
-    pub fn random(&mut self) -> u64 {
-        self.local.rng.next_u64()
     }
 
     pub fn snapshot(&self, now: Instant) -> Snapshot {

@@ -148,7 +148,7 @@ impl Paths {
 
     /// That socket is closed: nothing is asked from it any more.
     pub fn forget_socket(&mut self, socket: SocketId) {
-        self.challenges.retain(|challenge| challenge.way.socket != socket);
+        self.challenges.retain(|challenge| challenge.way.socket != socket || socket < SocketId::FIRST_EXTRA);
     }
 
     /// Payload went out.

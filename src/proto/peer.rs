@@ -215,11 +215,18 @@ impl Peer {
     pub fn close(&mut self, local: &mut Local) {
         self.end_call(local, None);
         if let Some(socket) = self.kept_socket.take() {
-            local.close_socket(socket);
+            self.close_socket(local, socket);
         }
         for index in self.tunnel.indices().collect::<Vec<_>>() {
             local.indices.remove(&index);
         }
+    }
+
+    /// Closes a socket, and forgets whatever would still be sent from it. The main sockets stay open.
+    fn close_socket(&mut self, local: &mut Local, socket: SocketId) {
+        local.discovery.forget_scout(socket);
+        self.paths.forget_socket(socket);
+        local.close_socket(socket);
     }
 
     pub fn is_connected(&self, now: Instant) -> bool {
@@ -381,8 +388,7 @@ impl Peer {
             punching.punch.stop();
         }
         if let Some(old) = self.kept_socket.filter(|old| *old != way.socket) {
-            local.close_socket(old);
-            self.paths.forget_socket(old);
+            self.close_socket(local, old);
             self.kept_socket = None;
         }
         self.failures = 0;
@@ -478,7 +484,7 @@ impl Peer {
     fn on_path_lost(&mut self, now: Instant, local: &mut Local, why: String) {
         self.paths.lose();
         if let Some(socket) = self.kept_socket.take() {
-            local.close_socket(socket);
+            self.close_socket(local, socket);
         }
         self.tunnel.set_keepalive(now, None);
         local.tell(Event::Lost { peer: self.config.name.clone(), why: why.clone() });

@@ -1,7 +1,7 @@
 //! A member's shell: drives one `Node` exactly as its contract says, and holds it to its promises.
 //!
 //! ```text
-//! handle_… → { poll_action … → poll_transmit … } until both are empty → poll_tun … → sleep to poll_timeout
+//! handle_… → { poll_action … → poll_transmit … } until both are empty → sleep to poll_timeout
 //! ```
 //!
 //! Checked at every step: sends come from sockets that are open; extra sockets and probes stay within `[punch]`; what comes out
@@ -173,8 +173,6 @@ impl Member {
                 self.carry_out(moment, action);
             } else if let Some(transmit) = node.poll_transmit() {
                 self.send(moment, transmit.socket, transmit.to, transmit.ttl.unwrap_or(TTL), transmit.payload);
-            } else if let Some(packet) = node.poll_tun() {
-                self.take_tun(moment, packet.bytes(), true);
             } else {
                 return;
             }

@@ -375,7 +375,7 @@ impl Peer {
     fn carry_out(&mut self, now: Instant, local: &mut Local, index: u32, step: Step) {
         match step {
             Step::Open { socket, port } => local.act(Action::OpenSocket { id: socket, port }),
-            Step::Close(socket) => local.close_socket(socket),
+            Step::Close(socket) => self.close_socket(local, socket),
             Step::Shoot(Shot { socket, to, ttl, load }) => {
                 let payload = match load {
                     Load::Ack { token, via } => {
@@ -432,9 +432,7 @@ impl Peer {
                 self.sockets_used = punching.punch.sockets_used();
                 let keep = keep.or(self.paths.current().map(|path| path.way.socket));
                 for socket in punching.punch.close(keep) {
-                    local.discovery.forget_scout(socket);
-                    self.paths.forget_socket(socket);
-                    local.close_socket(socket);
+                    self.close_socket(local, socket);
                 }
                 if let Some(kept) = keep.filter(|socket| *socket >= SocketId::FIRST_EXTRA) {
                     local.discovery.forget_scout(kept);
@@ -449,8 +447,7 @@ impl Peer {
 
     pub(super) fn end_sockets(&mut self, local: &mut Local, reported: SocketId, fresh: Option<SocketId>) {
         for socket in [Some(reported), fresh].into_iter().flatten() {
-            local.discovery.forget_scout(socket);
-            local.close_socket(socket);
+            self.close_socket(local, socket);
         }
     }
 

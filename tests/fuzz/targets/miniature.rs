@@ -156,8 +156,6 @@ impl World {
                 count += 1;
                 bytes += transmit.payload.len();
                 self.transmit(who, transmit);
-            } else if let Some(packet) = member.node.poll_tun() {
-                assert!(Header::parse(packet.bytes()).is_some(), "what goes to the TUN device is IP");
             } else {
                 break;
             }
