@@ -31,7 +31,8 @@
 //!
 //! ```text
 //!  1  io::portmap                     asks the router for a port (UPnP, PCP, NAT-PMP), from the start on
-//!  2  proto::discovery                DUDP_START to two addresses and two ports, DUDP_PUBINFO back; with another's STUN: proto::stun
+//!  2  proto::discovery                DUDP_START to two addresses and two ports, DUDP_PUBINFO back
+//!     proto::stun                     the same with anybody's STUN server
 //!  3  proto::nat                      from what they saw: mapping, filtering, allocation, step, others' traffic
 //!  4  proto::rendezvous::client       registered, by key, since the start
 //!  5  proto::peer::calling            the caller's second tuple and differential, sealed: proto::message_control
@@ -61,14 +62,13 @@
 //!
 //! and in the core, inside out:
 //!
-//! | modules                                                    | layer                                           |
-//! | ---------------------------------------------------------- | ----------------------------------------------- |
-//! | [`proto::noise`], [`proto::session`], [`proto::replay`], [`proto::cookie`], [`proto::tunnel`] | packets: WireGuard's transport, byte for byte |
-//! | [`proto::path`], [`proto::probe`]                          | paths: proved before they are used              |
-//! | [`proto::peer`], [`proto::message_control`], [`proto::plan`], [`proto::punch`], [`proto::nat`] | calls              |
-//! | [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`] | servers, and a member's side of them          |
-//! | [`proto::node`], [`proto::allowed_ips`], [`proto::wire`]   | one member, whole: who gets which datagram      |
-//! | [`proto::action`], [`proto::snapshot`], [`proto::config`], [`proto::time`] | the core's border               |
+//! - packets, WireGuard's transport byte for byte: [`proto::noise`], [`proto::session`], [`proto::replay`], [`proto::cookie`],
+//!   and [`proto::tunnel`], which joins them
+//! - paths, proved before they are used: [`proto::path`], [`proto::probe`]
+//! - calls: [`proto::peer`], [`proto::message_control`], [`proto::nat`], [`proto::plan`], [`proto::punch`]
+//! - servers, and a member's side of them: [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`]
+//! - one member, whole, and who gets which datagram: [`proto::node`], [`proto::allowed_ips`], [`proto::wire`]
+//! - the core's border: [`proto::action`], [`proto::snapshot`], [`proto::config`], [`proto::time`]
 //!
 //! Each module opens with its flow or its wire layout and what it assumes. `src/proto/FIREWALL.md` says how all of it looks
 //! from a router.
