@@ -1,5 +1,77 @@
 //! p2ptund: a tunnel daemon that finds a direct, encrypted UDP path between offices behind firewalls that nobody will
 //! reconfigure.
+//!
+//! This page is the map. The program is a pure core, [`proto`], to which time, randomness and datagrams are arguments, and a
+//! thin shell around it, everything else, which has the sockets, the clock and the files. [`driver`] is the one loop that
+//! joins them; the simulator in `tests/sim` is another, so what it tries is what runs.
+//!
+//! # A packet's walk
+//!
+//! ```text
+//! out   io::tun            a batch of inner packets from the kernel
+//!       driver             hands each to the core
+//!       proto::node        which peer has the destination: proto::allowed_ips
+//!       proto::peer        has it a path? if not, the packet waits in the tunnel, and a call begins
+//!       proto::tunnel      the session in use; a handshake where there is none: proto::noise
+//!       proto::session     sealed in place, with the next counter
+//!       io::udp            to the path's address, from the path's socket, a batch at a time
+//!
+//! in    io::udp            a batch of datagrams, from any socket
+//!       proto::wire        what it is, by its first bytes
+//!       proto::node        whose it is, by the receiver's index
+//!       proto::session     opened in place; proto::replay: never twice
+//!       proto::peer        a new source is noted and challenged before payload follows it: proto::path
+//!       proto::allowed_ips may this peer send from this inner address? if not, dropped and counted
+//!       io::tun            a batch to the kernel
+//! ```
+//!
+//! # A call's walk
+//!
+//! How two members that know only each other's keys get a path: the patent's method.
+//!
+//! ```text
+//!  1  io::portmap                     asks the router for a port (UPnP, PCP, NAT-PMP), from the start on
+//!  2  proto::discovery                DUDP_START to two addresses and two ports, DUDP_PUBINFO back
+//!     proto::stun                     the same with anybody's STUN server
+//!  3  proto::nat                      from what they saw: mapping, filtering, allocation, step, others' traffic
+//!  4  proto::rendezvous::client       registered, by key, since the start
+//!  5  proto::peer::calling            the caller's second tuple and differential, sealed: proto::message_control
+//!  6  proto::rendezvous::server       passes it on, and can't read it
+//!  7  proto::peer::called             refuses, or answers with its own, and with its terms
+//!  8  proto::plan                     who shoots from which sockets at which ports, the same on both sides
+//!  9  proto::punch                    opens sockets and fires, in rounds, within the budgets
+//! 10  proto::probe                    DUDP_ACK finds, DUDP_ACK2 proves
+//! 11  proto::path                     the one in use; payload goes
+//! ```
+//!
+//! # Modules
+//!
+//! | module      | what it has                                                                                   |
+//! | ----------- | --------------------------------------------------------------------------------------------- |
+//! | [`cli`]     | the commands                                                                                  |
+//! | [`config`]  | TOML in, checked types out, or every fault at once                                            |
+//! | [`daemon`]  | start, reload and stop, in order; signals; what systemd is told                               |
+//! | [`driver`]  | the only loop: io → core → io                                                                 |
+//! | [`io`]      | TUN device, UDP sockets, routes, port mapping, resolver, and the only clock                   |
+//! | [`control`] | the socket by which `status`, `ping`, `reload` and `down` reach a daemon                      |
+//! | [`status`]  | what the core knows, for people                                                               |
+//! | [`netcheck`] | what the NATs in front of this machine do                                                    |
+//! | [`serve`]   | discovery and rendezvous servers around the core's two                                        |
+//! | [`logging`] | the logs                                                                                      |
+//! | [`proto`]   | the core                                                                                      |
+//!
+//! and in the core, inside out:
+//!
+//! - packets, WireGuard's transport byte for byte: [`proto::noise`], [`proto::session`], [`proto::replay`], [`proto::cookie`],
+//!   and [`proto::tunnel`], which joins them
+//! - paths, proved before they are used: [`proto::path`], [`proto::probe`]
+//! - calls: [`proto::peer`], [`proto::message_control`], [`proto::nat`], [`proto::plan`], [`proto::punch`]
+//! - servers, and a member's side of them: [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`]
+//! - one member, whole, and who gets which datagram: [`proto::node`], [`proto::allowed_ips`], [`proto::wire`]
+//! - the core's border: [`proto::action`], [`proto::snapshot`], [`proto::config`], [`proto::time`]
+//!
+//! Each module opens with its flow or its wire layout and what it assumes. `src/proto/FIREWALL.md` says how all of it looks
+//! from a router.
 
 #![deny(unsafe_code)]
 
