@@ -74,7 +74,7 @@ fn after_an_early_packet(kind: &str) -> (u16, bool) {
     let (bound, left_is_there) = std::sync::mpsc::channel();
     let left = lab.inside("left", move || {
         let socket = UdpSocket::bind("0.0.0.0:5000").expect("the port is free");
-        socket.set_read_timeout(Some(Duration::from_millis(400))).expect("a timeout can be set");
+        socket.set_read_timeout(Some(Duration::from_millis(1500))).expect("a timeout can be set");
         bound.send(()).expect("the peer waits");
         let mut buffer = [0; 64];
         let came = socket.recv_from(&mut buffer).is_ok();
@@ -88,7 +88,7 @@ fn after_an_early_packet(kind: &str) -> (u16, bool) {
         socket.send_to(b"early", "203.0.113.101:5000").expect("it can be sent");
         // A plain router says that the port is unreachable, and the socket hands that on as an error: not what is waited for.
         let mut buffer = [0; 64];
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_secs(4);
         while Instant::now() < end {
             if let Ok((_, from)) = socket.recv_from(&mut buffer) {
                 return from.port();
