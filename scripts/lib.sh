@@ -42,7 +42,7 @@ need_packages() {
 # Finds cargo where rustup puts it, too.
 need_cargo() {
     command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
-    command -v cargo >/dev/null || fail "needs Rust: install rustup (apt-get install rustup, then: rustup default stable)"
+    command -v cargo >/dev/null || fail "needs Rust 1.93 or later: install it with rustup, and run this again"
     need_packages build-essential=cc
 }
 

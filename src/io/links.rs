@@ -53,6 +53,9 @@ pub const METRIC: u32 = 4275;
 /// From here down a route would catch addresses all over the internet, ours and the servers' among them. 10.0.0.0/8 and
 /// fc00::/7 are the widest that sites use for themselves.
 const NARROWEST_WIDE: (u8, u8) = (7, 6);
+/// Packets that wait in the device until we read them: the kernel's DEFAULT_TX_QUEUE_LEN, which Ethernet has too. A TUN device
+/// starts with half of it, drops the rest of a sender's burst, and TCP then sends 1 % of its segments again.
+const QUEUE: u32 = 1000;
 const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
 
 /// Why the device is not as wanted.
@@ -202,15 +205,17 @@ impl Links {
         if has && link.header.flags.contains(LinkFlags::Up) {
             return Ok(());
         }
+        let mut message = LinkUnspec::new_with_index(self.index).mtu(mtu).up();
+        // Once, so that what an administrator sets later stays.
         if !link.header.flags.contains(LinkFlags::Up) {
+            message = message.append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE));
             // No link-local address, so that the kernel sends no router solicitations to nobody. Best effort: a machine
             // without IPv6 has no such file, and a read-only /proc does no harm.
             let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", self.name), "1");
         }
-        let message = LinkUnspec::new_with_index(self.index).mtu(mtu).up().build();
         named(
             &format!("setting {} up with an MTU of {mtu}", self.name),
-            self.handle.link().set(message).execute().await,
+            self.handle.link().set(message.build()).execute().await,
         )
     }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::keys::{PresharedKey, PrivateKey, PublicKey};
 
-/// The discovery servers' well-known series of ports (patent [0058]; the contract's 4270 to 4273).
+/// The discovery servers' well-known series of ports (patent \[0058\]; the contract's 4270 to 4273).
 pub const DISCOVERY_PORTS: [u16; 4] = [4270, 4271, 4272, 4273];
 /// A rendezvous server's default port.
 pub const RENDEZVOUS_PORT: u16 = 4274;
@@ -107,7 +107,7 @@ pub enum Connect {
 /// `[punch]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Punch {
-    /// The window around the predicted port: how many steps below (at most 0) and above (at least 0). Patent [0038]: −16, +32.
+    /// The window around the predicted port: how many steps below (at most 0) and above (at least 0). Patent \[0038\]: −16, +32.
     pub window: (i32, i32),
     /// Most local sockets, so NAT entries, that one hard call may open.
     pub sockets: u32,

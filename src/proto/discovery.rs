@@ -1,4 +1,4 @@
-//! Discovery: DUDP_START asks a server "from where do you see me", DUDP_PUBINFO answers (patent [0058] to [0061]).
+//! Discovery: DUDP_START asks a server "from where do you see me", DUDP_PUBINFO answers (patent \[0058\] to \[0061\]).
 //!
 //! ```text
 //! DUDP_START, 40 bytes

@@ -1,5 +1,5 @@
 //! MESSAGE_CONTROL: the call, its answer, and the abort, as two members exchange them through a rendezvous server
-//! (patent [0062] to [0067]).
+//! (patent \[0062\] to \[0067\]).
 //!
 //! WireGuard's handshake rides along, so that both have keys before the first hole is punched. What the server passes:
 //!

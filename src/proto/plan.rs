@@ -23,7 +23,7 @@
 //! | fixed × anywhere     | random ports        | a row of sockets       |
 //! | else                 | the window, in vain | the window, in vain    |
 //!
-//! The window is the patent's, −16 to +32 steps around the port extrapolated from the differential ([0038], [0070]), and
+//! The window is the patent's, −16 to +32 steps around the port extrapolated from the differential (\[0038\], \[0070\]), and
 //! moves with each round. A row is as many sockets as the window is wide, and its one target lies 32 steps beyond the next
 //! port: so a row forgives exactly the drift that the window does.
 //!
@@ -223,7 +223,7 @@ pub fn rounds(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) ->
 const MAX_ROUNDS: usize = 4;
 
 /// Rounds at single ports, where both are thought to be fixed, before the shotgun: the patent's "certain period of time" in which
-/// no DUDP_ACK came ([0070]). The first is from the reported sockets, the second from unused ones.
+/// no DUDP_ACK came (\[0070\]). The first is from the reported sockets, the second from unused ones.
 const DIRECT_ROUNDS: usize = 2;
 
 /// Both ports were thought to be fixed and nothing came: one NAT at least was misread. What almost every NAT does that is no

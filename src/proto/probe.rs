@@ -1,4 +1,4 @@
-//! DUDP_ACK and DUDP_ACK2: the probes that find a path and prove it (patent [0068] to [0073]).
+//! DUDP_ACK and DUDP_ACK2: the probes that find a path and prove it (patent \[0068\] to \[0073\]).
 //!
 //! Both are sealed with the probe keys of a session ([`super::session`]), which come out of the handshake that rode in the
 //! call. Both have 68 bytes: nobody is amplified, and nobody can tell them apart by their length.

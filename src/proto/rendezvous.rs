@@ -1,4 +1,4 @@
-//! Rendezvous: members register with a server by key, and it passes their sealed calls (patent [0062], [0067]).
+//! Rendezvous: members register with a server by key, and it passes their sealed calls (patent \[0062\], \[0067\]).
 //!
 //! A member registers by a WireGuard handshake with the server (types 1 and 2, cookies included): after it both have a
 //! session, the server knows which key is at which address, and a replayed handshake gets nobody anywhere, because a session

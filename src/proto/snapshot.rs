@@ -1,4 +1,4 @@
-//! What the core knows, as values: the shape of `status --json` and `netcheck --json` (../shared contract; names are fixed).
+//! What the core knows, as values: the shape of `status --json` and `netcheck --json`. Scripts rely on these names: they are fixed.
 //! A field that is not known is `null`.
 
 use std::collections::BTreeMap;

@@ -34,7 +34,7 @@ const MAX_ADDRESSES_A_NAME: usize = 4;
 /// Surveys kept at once besides the main one: one a call, and calls that need one are rare.
 const MAX_SCOUTS: usize = 8;
 /// Local ports for scouts and rows: above the registered services, and below the dynamic range (RFC 6335 from 49152, Linux
-/// from 32768), which some firewalls forbid (patent [0041]).
+/// from 32768), which some firewalls forbid (patent \[0041\]).
 pub const SCOUT_PORTS: std::ops::Range<u16> = 16384..32768;
 /// Names are asked for again after this long where they gave nothing.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);

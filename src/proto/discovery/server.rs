@@ -1,6 +1,6 @@
 //! The discovery server: stateless, answers DUDP_START and plain STUN with the address that the request came from.
 //!
-//! It listens on a series of well-known ports at each of its addresses (patent [0058]), so that a client can ask the same
+//! It listens on a series of well-known ports at each of its addresses (patent \[0058\]), so that a client can ask the same
 //! address twice from two ports' view, and can ask for an answer from a socket that it never sent to. A DUDP_START is as long
 //! as its answer. A bare STUN request is 20 bytes and its answer 32 or 44: that can't be had otherwise, so the caller of this
 //! server limits how many such answers one source is sent.

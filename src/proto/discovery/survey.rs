@@ -48,7 +48,7 @@ pub enum Outcome {
         /// From where the answer came, by the server's word.
         reply: Reply,
     },
-    /// Asked [`TRIES`] times in vain.
+    /// Asked as often as it may be, in vain.
     Silent,
 }
 

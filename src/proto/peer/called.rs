@@ -1,4 +1,4 @@
-//! Our side of a call that the peer places: taken or refused, and answered (patent [0063] to [0068]).
+//! Our side of a call that the peer places: taken or refused, and answered (patent \[0063\] to \[0068\]).
 
 use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, Parties, SHORTEST_ROUND};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
@@ -117,7 +117,7 @@ impl Peer {
         }
     }
 
-    /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent [0067]).
+    /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent \[0067\]).
     pub(super) fn answer(&mut self, now: Instant, local: &mut Local, socket: SocketId, incoming: Incoming) {
         let Incoming { passed, received, call, came, server } = incoming;
         let (ours, fresh) = local.report(now, socket, server);

@@ -1,4 +1,4 @@
-//! Our side of a call that we place (patent [0059] to [0062], [0069]), and what both sides share: the punch, the end of a call,
+//! Our side of a call that we place (patent \[0059\] to \[0062\], \[0069\]), and what both sides share: the punch, the end of a call,
 //! and the back-off.
 
 use std::time::Duration;
@@ -233,7 +233,7 @@ impl Peer {
         }
     }
 
-    /// Sends the second tuple and the differential to the peer (patent [0062]).
+    /// Sends the second tuple and the differential to the peer (patent \[0062\]).
     fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId) {
         let Some(server) = local.connected_server() else {
             self.end_sockets(local, socket, None);

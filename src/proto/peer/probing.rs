@@ -1,4 +1,4 @@
-//! Probes: what an authentic DUDP_ACK or DUDP_ACK2 means for a peer's paths (patent [0070] to [0073]).
+//! Probes: what an authentic DUDP_ACK or DUDP_ACK2 means for a peer's paths (patent \[0070\] to \[0073\]).
 //!
 //! ```text
 //! ACK in            heard: payload may go back, if the sealed call named the address; our own ACK goes the same way

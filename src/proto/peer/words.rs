@@ -49,11 +49,14 @@ pub(super) fn no_path(punching: &Punching, spent: Spent) -> String {
     let (ours, theirs) = (&punching.ours, &punching.theirs);
     let probes = spent.probes + punching.punch.probes_used();
     let sockets = spent.sockets + punching.punch.sockets_used();
-    let tried = format!("{probes} probes from {sockets} sockets found no path");
+    let tried = match probes {
+        0 => "no probe was worth sending".to_owned(),
+        _ => format!("{probes} probes from {sockets} sockets found no path"),
+    };
     let both = format!("here {}, there {}", nat(ours), nat(theirs));
     match punching.punch.outlook() {
         Outlook::Poor(reason) => {
-            format!("{tried}: {reason} ({both}); map a port on either router, or give both sides IPv6")
+            format!("{tried}: {reason}; map a port on either router, or give both sides IPv6")
         }
         Outlook::Good if theirs.tuple.is_none() => format!(
             "{tried}: no discovery server told the peer its public address; let UDP out to the discovery servers there"
