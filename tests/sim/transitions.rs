@@ -84,6 +84,18 @@ fn a_member_that_was_killed_is_found_again() {
     }
 }
 
+/// Its NAT still remembers the mappings of the run before, whose ports say nothing of where the counter is.
+#[test]
+fn a_member_that_is_restarted_behind_a_symmetric_nat_is_back_within_two_seconds() {
+    for class in [Class::Fig4A, Class::Fig4BStep1, Class::Fig4BStep4, Class::AddressDependent] {
+        let mut scene = connected_between(class);
+        scene.run_for(secs(5));
+        scene.restart(0);
+        let answer = scene.run_to_answer(0, secs(2));
+        assert!(answer.is_some(), "{class:?}: {}", situation(&scene));
+    }
+}
+
 #[test]
 fn members_register_by_themselves_with_a_rendezvous_server_that_was_restarted() {
     let mut scene = connected_between(Class::PortRestricted);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start   main socket  ──► address 1 port 1, address 1 port 2, address 2 port 1, address 2 port 2     mapping, step
-//!         first scout  ──► address 2 port 1                                                           fresh sockets
+//!         first scout  ──► address 2 port 1, address 2 port 2                          fresh sockets, where the counter is
 //!                      ──► address 2 port 1, "answer from another port", "from another address"       filtering
 //! a call  a new scout  ──► the four again                                                             where the counter is now
 //! ```
@@ -22,7 +22,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use super::Reply;
 use super::survey::{Outcome, Protocol, Survey, Target};
 use crate::proto::config::{DISCOVERY_PORTS, Discovery, Host};
-use crate::proto::nat::{Allocation, Filtering, Mapping, Nat, cross_traffic};
+use crate::proto::nat::{Allocation, Filtering, Mapping, Nat, Observation, cross_traffic};
 use crate::proto::{Action, Instant, SocketId, Transmit, snapshot};
 
 /// Servers asked in one survey: two tell all that the method needs, a third is there for when one of them is away.
@@ -36,6 +36,8 @@ const MAX_SCOUTS: usize = 8;
 /// Local ports for scouts and rows: above the registered services, and below the dynamic range (RFC 6335 from 49152, Linux
 /// from 32768), which some firewalls forbid (patent \[0041\]).
 pub const SCOUT_PORTS: std::ops::Range<u16> = 16384..32768;
+/// Between two mappings that were made in one burst lie less than so many of other users'.
+const STALE_STEPS: i32 = 16;
 /// Names are asked for again after this long where they gave nothing.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -125,9 +127,12 @@ impl Client {
         if let Some(last) = targets.iter().rev().find(|target| target.protocol == Protocol::Dudp) {
             let port = self.scout_port();
             let last = targets.iter().find(|target| target.address.ip() == last.address.ip()).unwrap_or(last);
-            let questions = [(*last, Reply::Same), (*last, Reply::OtherPort), (*last, Reply::OtherAddress)];
+            let second = targets.iter().find(|target| target.address.ip() == last.address.ip() && *target != last);
+            let mut questions: Vec<_> =
+                [Some(last), second].into_iter().flatten().map(|at| (*at, Reply::Same)).collect();
+            self.note_mappings(questions.len());
+            questions.extend([(*last, Reply::OtherPort), (*last, Reply::OtherAddress)]);
             self.actions.push_back(Action::OpenSocket { id: scout, port });
-            self.note_mappings(1);
             self.filter = Some(Survey::new(now, scout, port, &questions, &mut self.rng));
         }
         self.handle_timeout(now);
@@ -202,6 +207,20 @@ impl Client {
     pub fn moves(&self) -> bool {
         matches!(self.nat.mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent)
             && !matches!(self.nat.allocation, Allocation::Preserving | Allocation::Random)
+    }
+
+    /// Whether the main socket's mappings are of an earlier run: a NAT whose ports move gave the first scout's, made in the
+    /// same moment, ports that are far from theirs.
+    pub fn main_is_stale(&self) -> bool {
+        let step = self.nat.allocation.step().unwrap_or(1);
+        let last = |survey: &Option<Survey>| {
+            let seen = survey.as_ref().and_then(|survey| survey.observations().filter(|seen| !is_kept(seen)).last());
+            seen.map(|seen| i32::from(seen.public.port()))
+        };
+        match (last(&self.main), last(&self.filter)) {
+            (Some(main), Some(scout)) => self.moves() && (scout - main).abs() > step.abs() * STALE_STEPS,
+            _ => false,
+        }
     }
 
     /// What a call from `socket` reports.
@@ -317,7 +336,7 @@ impl Client {
         let Some(step) = self.nat.allocation.step() else { return };
         let all = surveys().chain(&self.filter).flat_map(Survey::observations);
         // The last one sent among those that the NAT masqueraded; of equal times the one later in order.
-        let last = all.filter(|seen| seen.public.port() != seen.local_port).max_by_key(|seen| seen.sent);
+        let last = all.filter(|seen| !is_kept(seen)).max_by_key(|seen| seen.sent);
         let Some(last) = last else { return };
         let reading = (last.sent, last.public.port());
         if let Some(before) = self.counter.filter(|before| before.0 < reading.0) {
@@ -460,6 +479,11 @@ impl Client {
             observations: observations.collect(),
         }
     }
+}
+
+/// Whether the NAT kept the local port.
+fn is_kept(seen: &Observation) -> bool {
+    seen.public.port() == seen.local_port
 }
 
 fn host(spec: &Discovery) -> &Host {

@@ -203,7 +203,7 @@ impl Peer {
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
         let mut socket = SocketId::MAIN_V4;
         // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
-        if (moving && (stale || self.main_was_used)) || self.spent.probes > 0 {
+        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale())) || self.spent.probes > 0 {
             let scout = local.ids.next();
             if local.discovery.scout(now, scout) {
                 socket = scout;
