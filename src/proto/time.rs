@@ -64,14 +64,28 @@ impl WallClock {
         }
     }
 
-    pub fn at(&self, now: Instant) -> Wall {
-        Wall(self.wall.0 + now.since(self.base))
+    /// The wall time at `then`, which may lie before the clock was last set.
+    pub fn at(&self, then: Instant) -> Wall {
+        Wall((self.wall.0 + then.since(self.base)).saturating_sub(self.base.since(then)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wall_clock_that_is_set_forward_moves_what_comes_and_not_what_was() {
+        let second = |seconds| Instant::default() + Duration::from_secs(seconds);
+        let mut clock = WallClock::new(second(10), Wall(Duration::from_secs(1000)));
+        assert_eq!(clock.at(second(7)), Wall(Duration::from_secs(997)));
+        clock.adjust(second(20), Wall(Duration::from_secs(1010)));
+        assert_eq!(clock.at(second(15)), Wall(Duration::from_secs(1005)));
+        clock.adjust(second(30), Wall(Duration::from_secs(500)));
+        assert_eq!(clock.at(second(30)), Wall(Duration::from_secs(1020)), "a step back is not followed");
+        clock.adjust(second(30), Wall(Duration::from_secs(9000)));
+        assert_eq!(clock.at(second(31)), Wall(Duration::from_secs(9001)));
+    }
 
     #[test]
     fn arithmetic_saturates_instead_of_panicking() {
