@@ -395,7 +395,10 @@ impl Peer {
         self.failed = false;
         self.absent = false;
         self.wanted = self.config.connect == Connect::Always;
-        self.why = Some(self.found_by(method));
+        // A way that is proved after its call is over was described better while it lasted.
+        if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
+            self.why = Some(self.found_by(method));
+        }
         self.tunnel.set_keepalive(now, Some(KEEPALIVE));
         match self.call {
             Call::Punching(_) => {

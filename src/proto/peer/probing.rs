@@ -62,7 +62,7 @@ impl Peer {
     fn on_ack(&mut self, now: Instant, local: &mut Local, way: Way, ack: Ack) {
         if self.paths.is_current(way) {
             if ack.chosen {
-                self.settle(local, way);
+                self.follow(now, local, way);
             }
             return;
         }
@@ -78,7 +78,7 @@ impl Peer {
             // directions, its choice says. Any other address is asked first.
             if known {
                 self.adopt(now, local, way, method, true);
-                self.settle(local, way);
+                self.follow(now, local, way);
             } else {
                 self.challenge(now, local, way, Goal::Follow(method));
             }
@@ -87,6 +87,14 @@ impl Peer {
             self.challenge(now, local, way, Goal::Move(method));
         } else {
             self.challenge(now, local, way, Goal::Move(method));
+        }
+    }
+
+    /// The caller's choice is ours. It was proved by the caller's probe; ours, once, tells how long it takes.
+    fn follow(&mut self, now: Instant, local: &mut Local, way: Way) {
+        self.settle(local, way);
+        if self.paths.rtt().is_none() {
+            self.challenge(now, local, way, Goal::Greet);
         }
     }
 
