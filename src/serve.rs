@@ -98,13 +98,7 @@ impl Servers {
             }
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| anyhow!("the system has no randomness: {error}"))?;
-            rendezvous = Some(rendezvous::server::Server::new(
-                config.private_key.clone(),
-                config.allow.clone(),
-                seed,
-                clock::now(),
-                clock::wall(),
-            ));
+            rendezvous = Some(rendezvous::server::Server::new(config.private_key.clone(), config.allow.clone(), seed));
         }
         for address in &discovery {
             info!(%address, "discovery server listens");

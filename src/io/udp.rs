@@ -111,10 +111,6 @@ impl RecvBatch {
         &self.packets[index]
     }
 
-    pub fn packet_mut(&mut self, index: usize) -> &mut Packet {
-        &mut self.packets[index]
-    }
-
     /// What the last [`Sockets::recv_batch`] brought, each with its packet, in order of arrival.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Received, &mut Packet)> {
         let mut received = self.received.iter().copied().peekable();

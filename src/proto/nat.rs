@@ -96,11 +96,6 @@ impl Nat {
         let mapping = mapping(observations, own);
         Self { mapping, allocation: allocation(observations, mapping), public }
     }
-
-    /// The patent's second tuple: of the mapping that the NAT made last.
-    pub fn second_tuple(&self) -> Option<SocketAddr> {
-        self.public.last().copied()
-    }
 }
 
 fn mapping(observations: &[Observation], own: &[IpAddr]) -> Mapping {

@@ -20,7 +20,7 @@ use p2ptund::proto::keys::{PresharedKey, PrivateKey};
 use crate::dice::Dice;
 use crate::link::Link;
 use crate::machines::Any;
-use crate::member::{Member, wall};
+use crate::member::Member;
 use crate::nat::Profile;
 use crate::servers::{Discovery, Rendezvous};
 use crate::terms::{Layout, Terms};
@@ -65,7 +65,7 @@ impl Scene {
             world.add_host(INTERNET, &addresses, link.clone(), server)
         });
         let server_seed = world.dice.bytes();
-        let server = Rendezvous::new(RENDEZVOUS.into(), rendezvous_key.clone(), None, server_seed, START, wall(START));
+        let server = Rendezvous::new(RENDEZVOUS.into(), rendezvous_key.clone(), None, server_seed);
         let rendezvous = world.add_host(INTERNET, &[RENDEZVOUS.into()], link, Any::Rendezvous(Box::new(server)));
 
         let configs = configs(terms, &rendezvous_key, &mut world.dice);
@@ -129,8 +129,8 @@ impl Scene {
 
     /// The rendezvous server is killed and started again; it remembers its key and nothing else.
     pub fn restart_rendezvous(&mut self) {
-        let (seed, now, key) = (self.world.dice.bytes(), self.world.now, self.rendezvous_key.clone());
-        let server = Rendezvous::new(RENDEZVOUS.into(), key, None, seed, now, wall(now));
+        let (seed, key) = (self.world.dice.bytes(), self.rendezvous_key.clone());
+        let server = Rendezvous::new(RENDEZVOUS.into(), key, None, seed);
         self.world.replace(self.rendezvous, Any::Rendezvous(Box::new(server)));
     }
 

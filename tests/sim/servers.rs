@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use p2ptund::proto::config::{DISCOVERY_PORTS, RENDEZVOUS_PORT};
 use p2ptund::proto::keys::{PrivateKey, PublicKey};
-use p2ptund::proto::{Instant, Wall, discovery, rendezvous};
+use p2ptund::proto::{Instant, discovery, rendezvous};
 
 use crate::world::{Datagram, Machine, Moment};
 
@@ -75,17 +75,10 @@ pub struct Rendezvous {
 }
 
 impl Rendezvous {
-    pub fn new(
-        address: IpAddr,
-        key: PrivateKey,
-        allow: Option<Vec<PublicKey>>,
-        seed: [u8; 32],
-        now: Instant,
-        wall: Wall,
-    ) -> Self {
+    pub fn new(address: IpAddr, key: PrivateKey, allow: Option<Vec<PublicKey>>, seed: [u8; 32]) -> Self {
         Self {
             address: SocketAddr::new(address, RENDEZVOUS_PORT),
-            server: rendezvous::server::Server::new(key, allow, seed, now, wall),
+            server: rendezvous::server::Server::new(key, allow, seed),
             silent: false,
             manners: Manners::Honest,
             before: None,

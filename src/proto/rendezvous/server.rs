@@ -4,13 +4,14 @@
 //! know is told so (DUDP_RESET) and registers again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::{Control, FORGET_AFTER, RENEW_AFTER, receiver, reset};
+use crate::proto::Instant;
 use crate::proto::action::{Drop, Drops};
 use crate::proto::codec::Writer;
 use crate::proto::cookie::{Gate, Verdict};
@@ -19,9 +20,7 @@ use crate::proto::noise::timestamp::Timestamp;
 use crate::proto::noise::{Identity, Received};
 use crate::proto::replay::CONTROL_WORDS;
 use crate::proto::session::Session;
-use crate::proto::time::WallClock;
 use crate::proto::wire::{Dudp, HEADER_LEN, Kind, WireGuard};
-use crate::proto::{Instant, Wall};
 
 /// Members and half-open registrations held at once: the design's 200,000 and room to spare, at about 600 bytes each.
 const MAX_MEMBERS: usize = 262_144;
@@ -37,7 +36,6 @@ const CALLS_PER_S: u32 = 50;
 /// Knows members by key and passes MESSAGE_CONTROL between them.
 pub struct Server {
     identity: Identity,
-    clock: WallClock,
     rng: ChaCha20Rng,
     gate: Gate,
     allow: Option<BTreeSet<PublicKey>>,
@@ -92,18 +90,11 @@ impl Allowance {
 
 impl Server {
     /// `allow`: only these members; `None`: any. `seed`: 32 bytes of the system's best randomness.
-    pub fn new(
-        private_key: PrivateKey,
-        allow: Option<Vec<PublicKey>>,
-        seed: [u8; 32],
-        now: Instant,
-        wall: Wall,
-    ) -> Self {
+    pub fn new(private_key: PrivateKey, allow: Option<Vec<PublicKey>>, seed: [u8; 32]) -> Self {
         let identity = Identity::new(private_key);
         let mut rng = ChaCha20Rng::from_seed(seed);
         let gate = Gate::new(identity.public(), BUSY_PER_S, &mut rng);
         Self {
-            clock: WallClock::new(now, wall),
             identity,
             rng,
             gate,
@@ -272,19 +263,8 @@ impl Server {
         self.drops
     }
 
-    /// The wall clock, for whoever logs.
-    pub fn wall(&self, now: Instant) -> Wall {
-        self.clock.at(now)
-    }
-
     pub fn public_key(&self) -> PublicKey {
         self.identity.public()
-    }
-
-    /// Where a member is registered from.
-    pub fn address_of(&self, member: &PublicKey) -> Option<IpAddr> {
-        let place = self.members.get(member)?.registered.as_ref()?;
-        Some(place.address.ip())
     }
 }
 

@@ -51,10 +51,6 @@ impl Timers {
         self.0[timer as usize] = None;
     }
 
-    pub fn is_set(&self, timer: Timer) -> bool {
-        self.0[timer as usize].is_some()
-    }
-
     /// The earliest.
     pub fn next(&self) -> Option<Instant> {
         self.0.iter().flatten().min().copied()

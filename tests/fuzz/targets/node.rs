@@ -18,7 +18,7 @@ use p2ptund::proto::wire::Dudp;
 
 use super::hostile::Hostile;
 use super::input::{Input, bend};
-use super::miniature::{DISCOVERY, Datagram, Member, RENDEZVOUS, START, World, inside, public, wall};
+use super::miniature::{DISCOVERY, Datagram, Member, RENDEZVOUS, World, inside, public};
 
 const STEPS: usize = 100;
 const NAMES: [&str; 3] = ["athens", "berlin", "cairo"];
@@ -31,7 +31,7 @@ pub fn run(data: &[u8]) {
     let configs = [0, 1].map(|who| config(who, flags));
     let server_key = key(100);
     let hostile = Hostile::new(key(2), key(0).public(), rendezvous());
-    let server = Server::new(server_key, None, [seed; 32], START, wall(START));
+    let server = Server::new(server_key, None, [seed; 32]);
     let mut world = World::new(configs, hostile, server, seed);
     world.pass_time(Duration::from_millis(u64::from(input.u8()) * 16));
     for number in 0..STEPS as u64 {
@@ -252,8 +252,8 @@ fn own(world: &mut World, input: &mut Input<'_>, who: usize, number: u64) {
             world.with(who, |node, now| node.handle_socket_failed(now, id));
         }
         6 => {
-            let (now, seed) = (world.now, input.u8());
-            world.rendezvous = Server::new(key(100), None, [seed; 32], now, wall(now));
+            let seed = input.u8();
+            world.rendezvous = Server::new(key(100), None, [seed; 32]);
         }
         _ => world.with(who, Node::handle_timeout),
     }

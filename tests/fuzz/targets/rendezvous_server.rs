@@ -70,7 +70,7 @@ impl Scene {
             .collect();
         let allow = members[1..].iter().map(|member| member.identity.public()).collect();
         Self {
-            server: Server::new(key, Some(allow), [seed; 32], now, Wall(WALL)),
+            server: Server::new(key, Some(allow), [seed; 32]),
             members,
             rng: ChaCha20Rng::from_seed([seed; 32]),
             sent: Vec::new(),
