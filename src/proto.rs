@@ -12,10 +12,12 @@
 
 pub mod action;
 pub mod allowed_ips;
+pub mod budget;
 pub mod codec;
 pub mod config;
 pub mod context;
 pub mod cookie;
+pub mod counter;
 pub mod discovery;
 pub mod ip;
 pub mod keys;

@@ -242,6 +242,9 @@ fn punch(root: &Section<'_, '_>, log: &mut Log) -> Punch {
     };
     let sockets = number("sockets", MAX_SOCKETS, default.sockets, log);
     let probes = number("probes", MAX_PROBES, default.probes, log);
+    let entries = number("entries", MAX_ENTRIES, default.entries, log);
+    let rate = table.integer("rate", 1..=MAX_RATE, log).and_then(|n| u32::try_from(n.value).ok());
+    let hard_calls = number("hard_calls", MAX_HARD_CALLS, default.hard_calls, log);
     let timeout = table
         .text("timeout", log)
         .and_then(|text| log.take(text.at, "timeout", value::duration(text.value, *TIMEOUT.start(), *TIMEOUT.end())));
@@ -250,6 +253,9 @@ fn punch(root: &Section<'_, '_>, log: &mut Log) -> Punch {
         window: window.unwrap_or(default.window),
         sockets,
         probes,
+        entries,
+        rate,
+        hard_calls,
         timeout: timeout.map_or(default.timeout, |timeout| timeout.value),
     }
 }

@@ -88,6 +88,9 @@ pub(super) const PUNCH: Shape = Shape {
         key("window", "window = [-16, 32]"),
         key("sockets", "sockets = 256"),
         key("probes", "probes = 2048"),
+        key("entries", "entries = 1280"),
+        key("rate", "rate = 1000"),
+        key("hard_calls", "hard_calls = 1"),
         key("timeout", "timeout = \"10s\""),
     ],
 };
