@@ -11,9 +11,10 @@ use std::time::Duration;
 use rand_chacha::rand_core::RngCore;
 
 use super::{Call, Peer, Spent};
-use crate::proto::Instant;
+use crate::proto::{Instant, SocketId};
 use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
+use crate::proto::message_control::reachable;
 use crate::proto::path::{Ask, Goal, Way, method_of};
 use crate::proto::probe::{Ack, Ack2};
 use crate::proto::punch::Role;
@@ -45,6 +46,9 @@ impl Peer {
             }
             _ => {
                 let ack2 = Ack2::parse(&body).ok_or(Drop::Malformed)?;
+                if way.socket == SocketId::MAIN_V4 {
+                    self.seen = reachable(ack2.seen);
+                }
                 self.on_ack2(now, local, way, ack2);
             }
         }
