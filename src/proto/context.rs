@@ -10,7 +10,7 @@ use rand_chacha::rand_core::RngCore;
 
 use super::config;
 use super::discovery;
-use super::introduction::{Errand, Introducers, Via};
+use super::introduction::{Errand, Introducers, Standing, Via};
 use super::keys::PublicKey;
 use super::message_control::{Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Mapping};
@@ -123,7 +123,10 @@ impl Local {
 
     /// Who passes a call to `peer` first: a server, or else the nearest introducer.
     pub fn passer(&self, peer: PeerId) -> Option<Via> {
-        let introducers = self.introducers.iter().filter(|(id, _)| **id != peer);
+        // Without discovery, a call needs the address that the introducer sees us at, which shows a moment after the path.
+        let blind = !self.discovery.is_configured();
+        let usable = |standing: &Standing| standing.seen.is_some() || !blind;
+        let introducers = self.introducers.iter().filter(|(id, other)| **id != peer && usable(&other.standing));
         let nearest = introducers.min_by_key(|(_, introducer)| introducer.standing.rtt.unwrap_or(Duration::MAX));
         let nearest = nearest.map(|(id, _)| Via::Member { id: *id, delay: Duration::ZERO });
         self.connected_server().map(Via::Server).or(nearest)

@@ -11,13 +11,7 @@ use crate::proto::path::Way;
 
 impl Node {
     /// MESSAGE_CONTROL from peer `id`.
-    pub(super) fn handle_control(
-        &mut self,
-        now: Instant,
-        way: Way,
-        id: PeerId,
-        datagram: &[u8],
-    ) -> Result<(), Drop> {
+    pub(super) fn handle_control(&mut self, now: Instant, way: Way, id: PeerId, datagram: &[u8]) -> Result<(), Drop> {
         let peer = self.peers.get_mut(&id).ok_or(Drop::Unknown)?;
         let word = peer.handle_control(now, &mut self.local, way, datagram);
         self.schedule(id);
@@ -79,7 +73,7 @@ impl Node {
             return;
         }
         // A call may have waited for just that.
-        self.stirred |= peer.listed.is_none();
+        self.stirred |= peer.listed.is_none_or(|before| before.seen.is_none());
         peer.listed = standing;
         match standing {
             Some(standing) => {

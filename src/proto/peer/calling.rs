@@ -253,7 +253,8 @@ impl Peer {
         local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
         let due = now + retry_after(&report);
         let abort = keys.abort;
-        let calling = Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default() };
+        let calling =
+            Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default() };
         self.call = Call::Calling(Box::new(calling));
         self.pass_call(now, local);
     }

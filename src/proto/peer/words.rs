@@ -93,13 +93,14 @@ pub(super) fn absent(local: &Local, passers: &Passers) -> String {
     let served = local.connected_server().is_some();
     match (served, names(local, passers.asked())) {
         (true, asked) if asked.is_empty() => {
-            "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server".to_owned()
+            "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server"
+                .to_owned()
         }
         (true, asked) => format!(
-            "the peer is not registered with the rendezvous server and has no path to {asked}: it is off, or cut off"
+            "the peer is not registered with the rendezvous server, nor reached through {asked}: it is off, or cut off"
         ),
         (false, asked) => {
-            format!("no rendezvous server answers, and the peer has no path to {asked}: it is off, or cut off")
+            format!("no rendezvous server answers, and the peer is not reached through {asked}: it is off, or cut off")
         }
     }
 }
