@@ -11,6 +11,7 @@
 //! - Everything that the network can make grow has a cap, and the cap is a named constant.
 
 pub mod action;
+pub mod allowance;
 pub mod allowed_ips;
 pub mod budget;
 pub mod codec;
@@ -19,6 +20,7 @@ pub mod context;
 pub mod cookie;
 pub mod counter;
 pub mod discovery;
+pub mod introduction;
 pub mod ip;
 pub mod keys;
 pub mod message_control;

@@ -56,6 +56,7 @@ pub(super) fn read(source: &Source, root: &Spanned<DeTable<'_>>, log: &mut Log) 
         listen_port: interface.listen_port,
         mtu: interface.mtu?,
         cipher: interface.cipher,
+        introduce: interface.introduce,
         discovery,
         port_mapping,
         rendezvous: rendezvous?,
@@ -111,6 +112,7 @@ struct Interface {
     listen_port: u16,
     mtu: Option<u16>,
     cipher: CipherChoice,
+    introduce: bool,
 }
 
 fn interface(source: &Source, root: &Section<'_, '_>, taken: &mut Taken, log: &mut Log) -> Interface {
@@ -140,6 +142,7 @@ fn interface(source: &Source, root: &Section<'_, '_>, taken: &mut Taken, log: &m
     let mtu = mtu(&table, has_ipv6, log);
     let ciphers = [("auto", CipherChoice::Auto), ("chacha20poly1305", CipherChoice::ChaCha20Poly1305)];
     let cipher = table.choice("cipher", &ciphers, log);
+    let introduce = table.truth("introduce", log).unwrap_or(true);
     Interface {
         name,
         addresses: addresses.map(|nets| nets.into_iter().map(|net| net.value).collect()),
@@ -147,6 +150,7 @@ fn interface(source: &Source, root: &Section<'_, '_>, taken: &mut Taken, log: &m
         listen_port,
         mtu,
         cipher,
+        introduce,
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) const INTERFACE: Shape = Shape {
         key("listen_port", "listen_port = 4275"),
         key("mtu", "mtu = 1420, or mtu = \"auto\""),
         key("cipher", "cipher = \"auto\""),
+        key("introduce", "introduce = true"),
     ],
 };
 

@@ -25,6 +25,8 @@ pub struct Config {
     pub private_key: PrivateKey,
     /// The port that the main sockets are really bound to.
     pub listen_port: u16,
+    /// Whether calls between peers are passed on.
+    pub introduce: bool,
     pub discovery: Vec<Discovery>,
     pub rendezvous: Vec<Rendezvous>,
     pub peers: Vec<Peer>,

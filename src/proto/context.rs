@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rand_chacha::ChaCha20Rng;
@@ -9,6 +10,8 @@ use rand_chacha::rand_core::RngCore;
 
 use super::config;
 use super::discovery;
+use super::introduction::{Errand, Introducers, Standing, Via};
+use super::keys::PublicKey;
 use super::message_control::{Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Mapping};
 use super::noise::Identity;
@@ -51,6 +54,9 @@ pub struct Local {
     pub discovery: discovery::client::Client,
     pub servers: Vec<rendezvous::client::Client>,
     pub ids: SocketIds,
+    /// Connected peers, who can introduce us to others, and what they are to pass.
+    pub introducers: Introducers,
+    pub errands: VecDeque<Errand>,
     /// Which peer a session index belongs to.
     pub indices: BTreeMap<u32, PeerId>,
     /// What is to be sent and done, in order: a socket is opened before what it sends, and closed after.
@@ -115,6 +121,43 @@ impl Local {
         self.servers.iter().position(rendezvous::client::Client::is_connected)
     }
 
+    /// Who passes a call to `peer` first: a server, or else the nearest introducer.
+    pub fn passer(&self, peer: PeerId) -> Option<Via> {
+        // Without discovery, a call needs the address that the introducer sees us at, which shows a moment after the path.
+        let blind = !self.discovery.is_configured();
+        let usable = |standing: &Standing| standing.seen.is_some() || !blind;
+        let introducers = self.introducers.iter().filter(|(id, other)| **id != peer && usable(&other.standing));
+        let nearest = introducers.min_by_key(|(_, introducer)| introducer.standing.rtt.unwrap_or(Duration::MAX));
+        let nearest = nearest.map(|(id, _)| Via::Member { id: *id, delay: Duration::ZERO });
+        self.connected_server().map(Via::Server).or(nearest)
+    }
+
+    /// Has `via` pass something to another member.
+    pub fn pass(&mut self, now: Instant, via: Via, to: PublicKey, passed: Vec<u8>) {
+        match via {
+            Via::Server(number) => {
+                if let Some(server) = self.servers.get_mut(number) {
+                    server.forward(now, to, passed);
+                }
+            }
+            Via::Member { id, .. } => self.errands.push_back(Errand { introducer: id, to, passed }),
+        }
+    }
+
+    /// Round trip to who passes a call, and the address that it sees us at.
+    fn passer_view(&self, via: Via) -> (Option<Duration>, Option<SocketAddr>) {
+        match via {
+            Via::Server(number) => {
+                let server = self.servers.get(number);
+                (server.and_then(|server| server.rtt()), server.and_then(|server| server.public()))
+            }
+            Via::Member { id, .. } => {
+                let standing = self.introducers.get(&id).map(|introducer| introducer.standing);
+                (standing.and_then(|standing| standing.rtt), standing.and_then(|standing| standing.seen))
+            }
+        }
+    }
+
     /// Opens a socket on a port of the core's choice.
     pub fn open_socket(&mut self) -> (SocketId, u16) {
         let id = self.ids.next();
@@ -129,24 +172,23 @@ impl Local {
         }
     }
 
-    /// What we say of ourselves in a call that punches from `socket`, through server number `server`; with an unused socket
-    /// where its first mapping can be expected to keep its port.
-    pub fn report(&mut self, now: Instant, socket: SocketId, server: usize) -> (Report, Option<SocketId>) {
+    /// What we say of ourselves in a call that punches from `socket`, passed by `via`; with an unused socket where
+    /// its first mapping can be expected to keep its port.
+    pub fn report(&mut self, now: Instant, socket: SocketId, via: Via) -> (Report, Option<SocketId>) {
         let view = self.discovery.view(now, socket);
         let behind_nat = view.mapping != Mapping::None && view.tuple.is_some();
         let preserves = view.allocation == Allocation::Preserving || view.fresh_preserves;
         let fresh = (behind_nat && preserves).then(|| self.open_socket());
-        let server = self.servers.get(server);
-        let seen = server.and_then(rendezvous::client::Client::public).filter(SocketAddr::is_ipv4);
+        let (rtt, seen) = self.passer_view(via);
         let report = Report {
-            // Without discovery, the address that the rendezvous server sees us at is the one tuple that there is.
-            tuple: view.tuple.or(seen),
+            // Without discovery, the address that the one who passes the call sees us at is the only tuple that there is.
+            tuple: view.tuple.or(seen.filter(SocketAddr::is_ipv4)),
             mapping: view.mapping,
             filtering: view.filtering,
             allocation: view.allocation,
             age: view.age,
             cross_traffic: view.cross_traffic,
-            server_delay: server.and_then(rendezvous::client::Client::rtt).unwrap_or_default(),
+            server_delay: rtt.unwrap_or_default(),
             candidates: self.candidates(),
             fresh_port: fresh.map(|(_, port)| port),
         };

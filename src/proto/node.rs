@@ -9,6 +9,8 @@
 //! One owner of everything; peers borrow what is not theirs ([`Local`]) for the length of one input. Deadlines stand in one
 //! table, so that a member of 1,000 peers looks only at those that are due.
 
+mod introducing;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,12 +18,14 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::action::{Drop, Drops};
+use super::allowance::Allowance;
 use super::allowed_ips::AllowedIps;
 use super::config::{self, Config};
 pub use super::context::MappedPort;
 use super::context::{Local, Output, PeerId};
 use super::cookie::{Gate, Verdict, reply_receiver};
 use super::discovery;
+use super::introduction::Via;
 use super::ip::Header;
 use super::keys::PublicKey;
 use super::noise::{Identity, Received};
@@ -60,6 +64,8 @@ pub struct Node {
     /// Something that calls wait for may have come.
     stirred: bool,
     drops: Drops,
+    /// What we may still pass for others.
+    introductions: Allowance,
     /// When a server last said that we are elsewhere than before.
     moved_at: Option<Instant>,
     resolving: BTreeSet<String>,
@@ -92,6 +98,8 @@ impl Node {
                 mapped: None,
                 discovery,
                 servers,
+                introducers: BTreeMap::new(),
+                errands: VecDeque::new(),
                 ids: SocketIds::default(),
                 indices: BTreeMap::new(),
                 out: VecDeque::new(),
@@ -107,6 +115,7 @@ impl Node {
             nat_told: None,
             stirred: false,
             drops: Drops::default(),
+            introductions: Allowance::default(),
             moved_at: None,
             resolving: BTreeSet::new(),
             config,
@@ -230,13 +239,13 @@ impl Node {
                 let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
                 self.with_peer(id, |peer, local| peer.handle_probe(now, local, way, kind, datagram))
             }
-            Dudp::Register | Dudp::MessageControl | Dudp::Reset => self.handle_server(now, way, kind, datagram),
+            Dudp::Register | Dudp::MessageControl | Dudp::Reset => self.handle_words(now, way, kind, datagram),
             // Requests are for servers.
             Dudp::Start => Err(Drop::Malformed),
         }
     }
 
-    fn handle_server(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
+    fn handle_words(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
         let index = rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
         if kind == Dudp::Reset {
             // It names our packet's receiver, so the server's index and not ours: the address tells whose it is.
@@ -247,7 +256,10 @@ impl Node {
             return outcome;
         }
         let servers = &mut self.local.servers;
-        let number = servers.iter().position(|server| server.owns(index)).ok_or(Drop::Unknown)?;
+        let Some(number) = servers.iter().position(|server| server.owns(index)) else {
+            let id = self.local.indices.get(&index).copied().filter(|_| kind == Dudp::MessageControl);
+            return self.handle_control(now, way, id.ok_or(Drop::Unknown)?, datagram);
+        };
         match servers[number].handle_sealed(now, kind, way.remote, datagram)? {
             Word::Nothing => Ok(()),
             Word::Moved { .. } => {
@@ -260,13 +272,13 @@ impl Node {
             Word::Absent { to } => {
                 let id = self.by_key.get(&to).copied().ok_or(Drop::Unknown)?;
                 self.with_peer(id, |peer, local| {
-                    peer.handle_absent(now, local);
+                    peer.handle_absent(now, local, Via::Server(number));
                     Ok(())
                 })
             }
             Word::Deliver { from, passed } => {
                 let id = self.by_key.get(&from).copied().ok_or(Drop::Unauthentic)?;
-                self.with_peer(id, |peer, local| peer.handle_passed(now, local, number, &passed))
+                self.with_peer(id, |peer, local| peer.handle_passed(now, local, Via::Server(number), &passed))
             }
         }
     }
@@ -315,6 +327,7 @@ impl Node {
     /// As [`Node::schedule`], for a peer that was just looked at: it has done all that was due, so what it still calls due is
     /// due a little later.
     fn schedule_after(&mut self, id: PeerId, looked_at: Instant) {
+        self.note_standing(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let is_hard = peer.is_in_hard_call();
         if is_hard && self.local.hard_call.is_none() {
@@ -338,6 +351,7 @@ impl Node {
 
     /// Collects what the machines want done, and lets calls go on that waited for others.
     fn settle(&mut self, now: Instant) {
+        self.run_errands(now);
         self.local.collect_discovery();
         for number in 0..self.local.servers.len() {
             while let Some(action) = self.local.servers[number].poll_action() {
@@ -534,6 +548,7 @@ impl Node {
         let Some(mut peer) = self.peers.remove(&id) else { return };
         peer.close(&mut self.local);
         self.by_key.remove(&peer.config.public_key);
+        self.local.introducers.remove(&id);
         self.routes.remove(id);
         if let Some(due) = peer.scheduled {
             self.deadlines.remove(&(due, id));

@@ -13,6 +13,7 @@
 
 mod called;
 mod calling;
+mod introducing;
 mod probing;
 mod words;
 
@@ -22,8 +23,10 @@ use std::time::Duration;
 use rand_chacha::rand_core::RngCore;
 
 use super::action::{Drop, Event};
+use super::allowance::Allowance;
 use super::config::{self, Connect};
 use super::context::{Local, PeerId};
+use super::introduction::{Passers, Standing, Via};
 use super::message_control::{CallId, Report};
 use super::noise::Received;
 use super::noise::export::Open;
@@ -73,6 +76,14 @@ pub struct Peer {
     claims_hard: bool,
     /// The main socket has a mapping towards this peer already, perhaps at a port that nobody knows.
     main_was_used: bool,
+    /// Where the peer sees our main socket.
+    seen: Option<SocketAddr>,
+    /// What it may still have passed, or pass to us.
+    introductions: Allowance,
+    /// As whom [`super::node::Node`] has it in its list of introducers.
+    pub listed: Option<Standing>,
+    /// Who passed the call that a path is looked for with, where that was no server.
+    introduced: Option<String>,
     /// Sockets that outlive their punch: the one that the path in use goes by.
     kept_socket: Option<SocketId>,
     waiting_pings: Vec<u64>,
@@ -118,7 +129,7 @@ struct Incoming {
     received: Received,
     call: super::message_control::Call,
     came: Instant,
-    server: usize,
+    via: Via,
 }
 
 /// A call that was placed.
@@ -132,6 +143,7 @@ struct Calling {
     index: u32,
     due: Instant,
     tries: u32,
+    passers: Passers,
 }
 
 struct Punching {
@@ -177,6 +189,10 @@ impl Peer {
             absent: false,
             claims_hard: false,
             main_was_used: false,
+            seen: None,
+            introductions: Allowance::default(),
+            listed: None,
+            introduced: None,
             kept_socket: None,
             waiting_pings: Vec::new(),
             why: None,
@@ -205,6 +221,8 @@ impl Peer {
             };
         }
         self.wanted |= config.connect == Connect::Always;
+        // Its name may be another.
+        self.listed = None;
         self.config = config;
         if let Call::Resting { .. } | Call::Idle = self.call {
             self.call = Call::Resting { until: now };

@@ -1,9 +1,10 @@
 //! The simulator: real members and servers, NATs of RFC 4787's kinds, one clock and one seed.
 //!
 //! ```text
-//! pairs, mesh, transitions, hostile   what is tried, and what must come of it
+//! pairs, mesh, transitions,
+//! introductions, hostile              what is tried, and what must come of it
 //!   scene, terms, classes, table      two offices and their servers; what a run is like; the NATs; the matrix as text
-//!     member, servers, pinger         the shells of the real `Node` and the real servers, and who sends pings
+//!     member, servers, pinger, crook  the shells of the real `Node` and the real servers, and who sends pings; a bad peer
 //!       world, nat, link              the network, which knows nothing of p2ptund (world_tests, nat/tests)
 //!         dice, watch                 chance, the transcript, and the detector of machines that never rest
 //! ```
@@ -16,9 +17,11 @@
 //! Broken invariants gather in `World::faults`; a test that ends without looking at them proves half of what it could.
 
 mod classes;
+mod crook;
 mod dice;
 mod hostile;
 mod inner;
+mod introductions;
 mod link;
 mod machines;
 mod member;

@@ -245,6 +245,7 @@ fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> Vec<C
         mtu: 1420,
         private_key: keys[side].clone(),
         listen_port: MEMBER_PORT,
+        introduce: true,
         discovery: DISCOVERY.map(|address| DiscoveryAt::Series(host(address))).to_vec(),
         rendezvous: vec![RendezvousAt {
             address: HostPort { host: host(RENDEZVOUS), port: RENDEZVOUS_PORT },

@@ -10,6 +10,7 @@ use crate::proto::action::{Drop, Event};
 use crate::proto::config::{self, Calls};
 use crate::proto::context::Local;
 use crate::proto::discovery::survey::Protocol;
+use crate::proto::introduction::{Next, Passers, Via};
 use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report, Terms};
 use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
@@ -141,7 +142,7 @@ impl Peer {
         self.call_began.get_or_insert(now);
         local.step(&self.config.name, format!("shaking hands at the configured endpoint {remote}"));
         self.initiate(now, local, Way { socket: SocketId::main_for(&remote), remote });
-        let can_call = self.config.calls.may_call() && local.connected_server().is_some();
+        let can_call = self.config.calls.may_call() && local.passer(self.id).is_some();
         // Longer each time: a satellite's round trip is longer than the first wait.
         let wait = if can_call { ENDPOINT_FIRST * 2u32.pow(self.failures.min(4)) } else { REKEY_TIMEOUT };
         let wait = wait.min(REKEY_TIMEOUT);
@@ -152,7 +153,8 @@ impl Peer {
     fn begin_call(&mut self, now: Instant, local: &mut Local) {
         let has_endpoint = !self.endpoints.is_empty();
         self.claims_hard = false;
-        if !self.config.calls.may_call() || local.servers.is_empty() {
+        let passer = local.passer(self.id);
+        if !self.config.calls.may_call() || (local.servers.is_empty() && passer.is_none()) {
             if let Some(name) = self.endpoint_name().filter(|_| !has_endpoint) {
                 let why = format!("the endpoint's name {name} could not be resolved; it is tried again");
                 self.fail(now, local, why, FIRST_REST);
@@ -172,7 +174,7 @@ impl Peer {
             }
             return;
         }
-        if local.connected_server().is_none() {
+        if passer.is_none() {
             self.why = Some("no rendezvous server answers, so there is nobody to pass a call".to_owned());
             if self.endpoint_name().is_some() || has_endpoint {
                 self.rest(now, local, FIRST_REST);
@@ -235,12 +237,12 @@ impl Peer {
 
     /// Sends the second tuple and the differential to the peer (patent \[0062\]).
     fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId) {
-        let Some(server) = local.connected_server() else {
+        let Some(passer) = local.passer(self.id) else {
             self.end_sockets(local, socket, None);
             self.rest(now, local, FIRST_REST);
             return;
         };
-        let (report, fresh) = local.report(now, socket, server);
+        let (report, fresh) = local.report(now, socket, passer);
         let index = local.new_index(self.id);
         let wall = local.wall(now);
         let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
@@ -251,7 +253,8 @@ impl Peer {
         local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
         let due = now + retry_after(&report);
         let abort = keys.abort;
-        let calling = Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0 };
+        let calling =
+            Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default() };
         self.call = Call::Calling(Box::new(calling));
         self.pass_call(now, local);
     }
@@ -259,8 +262,13 @@ impl Peer {
     fn pass_call(&mut self, now: Instant, local: &mut Local) {
         let Call::Calling(calling) = &mut self.call else { return };
         calling.tries += 1;
+        let mut has_server = false;
         for server in &mut local.servers {
-            server.forward(now, self.config.public_key, calling.passed.clone());
+            has_server |= server.forward(now, self.config.public_key, calling.passed.clone());
+        }
+        // Servers come first, for they are nobody's office. A server that is gone is noticed much later than a lost answer.
+        if !has_server || calling.tries > 1 {
+            self.ask_introducers(local);
         }
     }
 
@@ -270,26 +278,29 @@ impl Peer {
             calling.due = now + retry_after(&calling.report) * 3u32.pow(calling.tries) / 2u32.pow(calling.tries);
             self.pass_call(now, local);
         } else {
-            let why = "the call was passed on and not answered: the peer may be starting, or cut off";
-            self.fail(now, local, why.to_owned(), FIRST_REST);
+            let why = words::unanswered(local, &calling.passers);
+            self.fail(now, local, why, FIRST_REST);
         }
     }
 
-    /// A server does not know the peer.
-    pub fn handle_absent(&mut self, now: Instant, local: &mut Local) {
-        let Call::Calling(_) = &self.call else { return };
-        if local.servers.iter().filter(|server| server.is_connected()).count() > 1 {
-            // Another server may know it; if none does, the call's own time runs out.
-            return;
+    /// A server, or another member, does not know the peer.
+    pub fn handle_absent(&mut self, now: Instant, local: &mut Local, via: Via) {
+        let Call::Calling(calling) = &mut self.call else { return };
+        let servers = local.servers.iter().filter(|server| server.is_connected()).count();
+        match calling.passers.note_absent(via, servers, &local.introducers, self.id) {
+            // If nobody knows it, the call's own time runs out.
+            Next::Wait => return,
+            Next::Ask => return self.ask_introducers(local),
+            Next::GiveUp => {}
         }
-        let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
+        let why = words::absent(local, &calling.passers);
         self.absent = true;
         if self.failures < 2 {
             // Two members that start at the same time are not news; the other one's call is on its way.
-            self.why = Some(why.to_owned());
+            self.why = Some(why);
             self.rest(now, local, ABSENT_REST);
         } else {
-            self.fail(now, local, why.to_owned(), ABSENT_REST);
+            self.fail(now, local, why, ABSENT_REST);
         }
         self.drive(now, local);
     }

@@ -11,14 +11,15 @@ use std::time::Duration;
 use rand_chacha::rand_core::RngCore;
 
 use super::{Call, Peer, Spent};
-use crate::proto::Instant;
 use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
+use crate::proto::message_control::reachable;
 use crate::proto::path::{Ask, Goal, Way, method_of};
 use crate::proto::probe::{Ack, Ack2};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
 use crate::proto::wire::{Dudp, HEADER_LEN};
+use crate::proto::{Instant, SocketId};
 
 impl Peer {
     /// DUDP_ACK or DUDP_ACK2 under one of our sessions.
@@ -42,9 +43,16 @@ impl Peer {
                     local.send(way, payload);
                 }
                 self.on_ack(now, local, way, ack);
+                if self.paths.is_current(way) && self.paths.rtt().is_none() {
+                    // Our greeting, or its answer, was lost.
+                    self.challenge(now, local, way, Goal::Greet);
+                }
             }
             _ => {
                 let ack2 = Ack2::parse(&body).ok_or(Drop::Malformed)?;
+                if way.socket == SocketId::MAIN_V4 {
+                    self.seen = reachable(ack2.seen);
+                }
                 self.on_ack2(now, local, way, ack2);
             }
         }

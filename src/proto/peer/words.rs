@@ -1,6 +1,8 @@
 //! The sentences that tell a user how a path was found, or why there is none and what would help.
 
 use super::{Call, Peer, Punching, Spent};
+use crate::proto::context::{Local, PeerId};
+use crate::proto::introduction::{Passers, Via};
 use crate::proto::message_control::{CandidateKind, Report};
 use crate::proto::nat::{Allocation, Mapping};
 use crate::proto::path::Way;
@@ -73,6 +75,43 @@ pub(super) fn no_path(punching: &Punching, spent: Spent) -> String {
     }
 }
 
+/// What members are called, for the middle of a sentence.
+pub(super) fn names(local: &Local, members: &[PeerId]) -> String {
+    let name = |id: &PeerId| local.introducers.get(id).map_or("a peer that is gone", |member| member.name.as_str());
+    members.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// Who passed a call, where that was no server.
+pub(super) fn introduced(local: &Local, via: Via) -> Option<String> {
+    let Via::Member { id, .. } = via else { return None };
+    let by = format!("called through {}", names(local, &[id]));
+    Some(if local.connected_server().is_none() { format!("no rendezvous server answers; {by}") } else { by })
+}
+
+/// Why a call is given up that nobody could pass.
+pub(super) fn absent(local: &Local, passers: &Passers) -> String {
+    let served = local.connected_server().is_some();
+    match (served, names(local, passers.asked())) {
+        (true, asked) if asked.is_empty() => {
+            "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server"
+                .to_owned()
+        }
+        (true, asked) => format!(
+            "the peer is not registered with the rendezvous server, nor reached through {asked}: it is off, or cut off"
+        ),
+        (false, asked) => {
+            format!("no rendezvous server answers, and the peer is not reached through {asked}: it is off, or cut off")
+        }
+    }
+}
+
+/// Why a call is given up that was passed.
+pub(super) fn unanswered(local: &Local, passers: &Passers) -> String {
+    let asked = names(local, passers.asked());
+    let through = if asked.is_empty() { String::new() } else { format!(", through {asked} as well,") };
+    format!("the call was passed on{through} and not answered: the peer may be starting, or cut off")
+}
+
 impl Peer {
     /// How the path in use was found.
     pub(super) fn found_by(&self, method: Method) -> String {
@@ -80,7 +119,7 @@ impl Peer {
             Call::Punching(punching) => format!(" (here {}, there {})", nat(&punching.ours), nat(&punching.theirs)),
             _ => String::new(),
         };
-        match method {
+        let found = match method {
             Method::Endpoint => "by the endpoint in the config".to_owned(),
             Method::Lan => "both are on the same network".to_owned(),
             Method::Ipv6 => "both have IPv6".to_owned(),
@@ -88,6 +127,10 @@ impl Peer {
             Method::Punch => format!("by probes to known ports{behind}"),
             Method::Shotgun => format!("by a shotgun at predicted ports{behind}"),
             Method::Roamed => "the peer moved, and answered from its new address".to_owned(),
+        };
+        match (&self.call, &self.introduced) {
+            (Call::Punching(_), Some(introduced)) => format!("{found}; {introduced}"),
+            _ => found,
         }
     }
 
