@@ -115,6 +115,13 @@ impl Local {
         self.servers.iter().position(rendezvous::client::Client::is_connected)
     }
 
+    /// Has the servers answer, from where we are now: it opens what our NAT may have forgotten.
+    pub fn poke_servers(&mut self, now: Instant) {
+        for server in &mut self.servers {
+            server.poke(now);
+        }
+    }
+
     /// Opens a socket on a port of the core's choice.
     pub fn open_socket(&mut self) -> (SocketId, u16) {
         let id = self.ids.next();

@@ -14,6 +14,7 @@
 mod called;
 mod calling;
 mod probing;
+mod recovering;
 mod words;
 
 use std::net::SocketAddr;
@@ -27,11 +28,11 @@ use super::context::{Local, PeerId};
 use super::message_control::{CallId, Report};
 use super::noise::Received;
 use super::noise::export::Open;
-use super::path::{Goal, Paths, Way};
+use super::path::{Due, Goal, News, Paths, Way};
 use super::punch::Punch;
 use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
-use super::tunnel::{Limits, Payload, Tunnel, TunnelEvent};
+use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
 
 /// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
@@ -233,6 +234,11 @@ impl Peer {
         self.paths.current().is_some() && self.tunnel.is_established(now)
     }
 
+    /// Whether there is a path of which nothing bad is known.
+    fn is_settled(&self) -> bool {
+        self.paths.current().is_some() && !self.paths.is_suspect()
+    }
+
     pub fn way(&self) -> Option<Way> {
         self.paths.current().map(|path| path.way)
     }
@@ -291,6 +297,9 @@ impl Peer {
         // A packet that was authentic, whatever is inside it, says where the peer is.
         if matches!(opened, Ok(_) | Err(Drop::NoRoute)) {
             self.note_authentic(now, local, way);
+        }
+        if let Ok(Opened { payload: Payload::Data(_), .. }) = opened {
+            self.paths.note_payload(now, way);
         }
         self.drive(now, local);
         match opened?.payload {
@@ -473,13 +482,17 @@ impl Peer {
 
     pub fn handle_timeout(&mut self, now: Instant, local: &mut Local) {
         self.tunnel.handle_timeout(now);
-        match self.paths.handle_timeout(now, || local.rng.next_u64()) {
-            Ok(asks) => {
-                for ask in asks {
-                    self.ask(now, local, ask);
-                }
+        let Due { asks, news } = self.paths.handle_timeout(now, || local.rng.next_u64());
+        for ask in asks {
+            self.ask(now, local, ask);
+        }
+        match news {
+            None => {}
+            Some(News::Doubted) => local.poke_servers(now),
+            Some(News::Suspect) => self.on_suspect(now, local),
+            Some(News::Lost(way)) => {
+                self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote));
             }
-            Err(way) => self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote)),
         }
         self.drive(now, local);
     }

@@ -1,7 +1,7 @@
 //! The simulator: real members and servers, NATs of RFC 4787's kinds, one clock and one seed.
 //!
 //! ```text
-//! pairs, mesh, transitions, hostile   what is tried, and what must come of it
+//! pairs, mesh, transitions, after, hostile   what is tried, and what must come of it
 //!   scene, terms, classes, table      two offices and their servers; what a run is like; the NATs; the matrix as text
 //!     member, servers, pinger         the shells of the real `Node` and the real servers, and who sends pings
 //!       world, nat, link              the network, which knows nothing of p2ptund (world_tests, nat/tests)
@@ -15,6 +15,7 @@
 //!
 //! Broken invariants gather in `World::faults`; a test that ends without looking at them proves half of what it could.
 
+mod after;
 mod classes;
 mod dice;
 mod hostile;

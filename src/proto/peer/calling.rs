@@ -74,7 +74,7 @@ impl Peer {
     pub fn waits_for_others(&self) -> bool {
         match self.call {
             Call::Surveying { .. } => true,
-            Call::Idle => self.wanted && self.paths.current().is_none(),
+            Call::Idle => self.wanted && !self.is_settled(),
             Call::Knocking { .. } | Call::Calling(_) | Call::Punching(_) | Call::Resting { .. } => false,
         }
     }
@@ -121,6 +121,10 @@ impl Peer {
 
     /// Begins to look for a path, where one is wanted and missing.
     fn begin(&mut self, now: Instant, local: &mut Local) {
+        if self.paths.is_suspect() {
+            self.on_suspect(now, local);
+            return;
+        }
         if !self.wanted || self.paths.current().is_some() {
             return;
         }
@@ -149,7 +153,7 @@ impl Peer {
     }
 
     /// Surveys, where that is due, and then places a call.
-    fn begin_call(&mut self, now: Instant, local: &mut Local) {
+    pub(super) fn begin_call(&mut self, now: Instant, local: &mut Local) {
         let has_endpoint = !self.endpoints.is_empty();
         self.claims_hard = false;
         if !self.config.calls.may_call() || local.servers.is_empty() {
@@ -282,6 +286,11 @@ impl Peer {
             // Another server may know it; if none does, the call's own time runs out.
             return;
         }
+        if self.paths.current().is_some() {
+            // It may be about to tell the server where it is now.
+            self.pause(now, local, ABSENT_REST);
+            return;
+        }
         let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
         self.absent = true;
         if self.failures < 2 {
@@ -393,7 +402,7 @@ impl Peer {
 
     fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &self.call else { return };
-        if self.paths.current().is_some() {
+        if self.is_settled() {
             self.end_call(local, None);
             self.call_began = None;
             self.spent = Spent::default();
@@ -454,7 +463,7 @@ impl Peer {
     fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
         if self.paths.current().is_some() {
             // A call that came to nothing beside a path that works is no news.
-            self.end_call(local, None);
+            self.pause(now, local, TURN_REST);
             return;
         }
         // The same news is no news: a peer that is off for a night is told of once.
