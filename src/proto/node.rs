@@ -253,7 +253,9 @@ impl Node {
             Word::Moved { .. } => {
                 if self.moved_at.is_none_or(|at| now.since(at) >= MOVED_INTERVAL) {
                     self.moved_at = Some(now);
-                    self.on_network_changed(now, false);
+                    // A NAT that forgot or was renumbered is still the NAT that it was: what is known of it serves until there is news.
+                    self.local.discovery.again(now);
+                    self.hurry(now);
                 }
                 Ok(())
             }
@@ -385,7 +387,7 @@ impl Node {
     /// at the start and whenever they, or the default route, changed.
     pub fn handle_addresses(&mut self, now: Instant, addresses: &[ipnet::IpNet]) {
         self.local.addresses = addresses.to_vec();
-        self.on_network_changed(now, true);
+        self.on_network_changed(now);
     }
 
     /// The wall clock reads this. To be told now and then; what it means is [`WallClock::adjust`]'s to say.
@@ -393,15 +395,20 @@ impl Node {
         self.local.clock.adjust(now, wall);
     }
 
-    /// `renew`: the registrations may be at addresses that are ours no longer.
-    fn on_network_changed(&mut self, now: Instant, renew: bool) {
+    fn on_network_changed(&mut self, now: Instant) {
         let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
         let scout = self.local.ids.next();
         self.local.discovery.start(now, self.config.listen_port, &own, scout);
-        for server in self.local.servers.iter_mut().filter(|_| renew) {
+        // The registrations may be at addresses that are ours no longer.
+        for server in &mut self.local.servers {
             server.renew(now);
         }
         self.handle_timeout(now);
+        self.hurry(now);
+    }
+
+    /// Peers without a path call at once, the others' paths are asked.
+    fn hurry(&mut self, now: Instant) {
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             if let Some(peer) = self.peers.get_mut(&id) {
@@ -524,7 +531,7 @@ impl Node {
             self.local.discovery.close();
             self.settle(now);
             self.local.discovery = new_discovery(&self.config, &mut self.local.rng);
-            self.on_network_changed(now, true);
+            self.on_network_changed(now);
         }
         self.stirred = true;
         self.handle_timeout(now);

@@ -206,6 +206,11 @@ impl Paths {
         self.suspect
     }
 
+    /// Whether the path in use works, as far as is known.
+    pub fn is_proved(&self) -> bool {
+        self.current.is_some_and(|path| path.proved) && !self.suspect
+    }
+
     /// The path in use is to be asked, and another to be looked for meanwhile.
     pub fn suspect(&mut self) {
         self.suspect = self.current.is_some();
@@ -219,7 +224,7 @@ impl Paths {
             Method::Ipv6 => 1,
             Method::Endpoint | Method::PortMapping | Method::Punch | Method::Shotgun | Method::Roamed => 2,
         };
-        self.current.is_none_or(|path| !path.proved || self.suspect || rank(method) < rank(path.method))
+        !self.is_proved() || self.current.is_none_or(|path| rank(method) < rank(path.method))
     }
 
     pub fn lose(&mut self) {

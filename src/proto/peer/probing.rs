@@ -130,7 +130,7 @@ impl Peer {
             return;
         }
         let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
-        if called && self.paths.current().is_some_and(|path| path.proved) && !was_current {
+        if called && self.paths.is_proved() && !was_current {
             return;
         }
         self.adopt(now, local, way, method, true);
