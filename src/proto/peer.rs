@@ -14,7 +14,7 @@
 mod called;
 mod calling;
 mod probing;
-mod recovering;
+pub mod recovering;
 mod words;
 
 use std::net::SocketAddr;
@@ -68,6 +68,8 @@ pub struct Peer {
     answered: Option<Answered>,
     /// The session of the last punch, for probes that outlive it.
     punched_index: Option<u32>,
+    /// The path in use broke, or may have. What the peer still sends there may poison the old tuples at our router.
+    broke: bool,
     /// The peer was not registered when it was called last.
     absent: bool,
     /// This call may become a hard one, by what our own NAT does.
@@ -175,6 +177,7 @@ impl Peer {
             followed: None,
             answered: None,
             punched_index: None,
+            broke: false,
             absent: false,
             claims_hard: false,
             main_was_used: false,
@@ -403,6 +406,7 @@ impl Peer {
         self.failures = 0;
         self.failed = false;
         self.absent = false;
+        self.broke = false;
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
@@ -499,6 +503,7 @@ impl Peer {
 
     fn on_path_lost(&mut self, now: Instant, local: &mut Local, why: String) {
         self.paths.lose();
+        self.broke = true;
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }

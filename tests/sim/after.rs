@@ -126,7 +126,10 @@ fn outages(class: Class, most: Duration, happen: impl Fn(&mut Scene, u64) -> Opt
             all.push(took);
             if took > most {
                 let at = situation(&scene);
-                worse.push(format!("{} seed {seed} {classes:?} {flow:?} {what}, {one_way:?}: {took:?}; {at}", other.name()));
+                worse.push(format!(
+                    "{} seed {seed} {classes:?} {flow:?} {what}, {one_way:?}: {took:?}; {at}",
+                    other.name()
+                ));
             }
         }
     }

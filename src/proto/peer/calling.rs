@@ -207,7 +207,10 @@ impl Peer {
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
         let mut socket = SocketId::MAIN_V4;
         // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
-        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale())) || self.spent.probes > 0 {
+        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale()))
+            || self.spent.probes > 0
+            || (self.broke && local.discovery.may_be_behind_nat())
+        {
             let scout = local.ids.next();
             if local.discovery.scout(now, scout) {
                 socket = scout;
@@ -228,6 +231,11 @@ impl Peer {
             Purpose::Answer(incoming) => now.since(incoming.came) >= SURVEY_WAIT,
         };
         if !waited && !local.discovery.is_ready(now, socket) {
+            return;
+        }
+        if matches!(purpose, Purpose::Place) && self.is_settled() {
+            // The path that was suspect answered meanwhile.
+            self.end_call(local, None);
             return;
         }
         match std::mem::replace(&mut self.call, Call::Idle) {

@@ -102,7 +102,8 @@ impl Peer {
     fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
         if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
             match goal {
-                Goal::Check | Goal::Greet => {}
+                Goal::Check => self.broke = false,
+                Goal::Greet => {}
                 Goal::Follow(method) => {
                     self.adopt(now, local, way, method, true);
                     self.settle(local, way);
