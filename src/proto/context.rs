@@ -158,6 +158,13 @@ impl Local {
         }
     }
 
+    /// Has the servers answer, from where we are now: it opens what our NAT may have forgotten.
+    pub fn poke_servers(&mut self, now: Instant) {
+        for server in &mut self.servers {
+            server.poke(now);
+        }
+    }
+
     /// Opens a socket on a port of the core's choice.
     pub fn open_socket(&mut self) -> (SocketId, u16) {
         let id = self.ids.next();

@@ -31,6 +31,7 @@ use super::keys::PublicKey;
 use super::noise::{Identity, Received};
 use super::path::Way;
 use super::peer::Peer;
+use super::peer::recovering::Change;
 use super::punch::SocketIds;
 use super::rendezvous::{self, client::Word};
 use super::session::receiver_of;
@@ -265,7 +266,10 @@ impl Node {
             Word::Moved { .. } => {
                 if self.moved_at.is_none_or(|at| now.since(at) >= MOVED_INTERVAL) {
                     self.moved_at = Some(now);
-                    self.on_network_changed(now, false);
+                    // A NAT that forgot or was renumbered is still the NAT that it was: what is known of it serves until there is news.
+                    self.local.discovery.again(now);
+                    self.each_peer(|peer, local| peer.hurry(now, local));
+                    self.settle(now);
                 }
                 Ok(())
             }
@@ -398,8 +402,11 @@ impl Node {
     /// This machine's own unicast addresses (no loopback, no link-local, not the tunnel's own) are these. To be called once
     /// at the start and whenever they, or the default route, changed.
     pub fn handle_addresses(&mut self, now: Instant, addresses: &[ipnet::IpNet]) {
+        let change = Change::between(&self.local.addresses, addresses);
         self.local.addresses = addresses.to_vec();
-        self.on_network_changed(now, true);
+        self.on_network_changed(now);
+        self.each_peer(|peer, local| peer.handle_network(now, local, &change));
+        self.settle(now);
     }
 
     /// The wall clock reads this. To be told now and then; what it means is [`WallClock::adjust`]'s to say.
@@ -407,23 +414,25 @@ impl Node {
         self.local.clock.adjust(now, wall);
     }
 
-    /// `renew`: the registrations may be at addresses that are ours no longer.
-    fn on_network_changed(&mut self, now: Instant, renew: bool) {
+    fn on_network_changed(&mut self, now: Instant) {
         let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
         let scout = self.local.ids.next();
         self.local.discovery.start(now, self.config.listen_port, &own, scout);
-        for server in self.local.servers.iter_mut().filter(|_| renew) {
+        // The registrations may be at addresses that are ours no longer.
+        for server in &mut self.local.servers {
             server.renew(now);
         }
         self.handle_timeout(now);
+    }
+
+    fn each_peer(&mut self, mut act: impl FnMut(&mut Peer, &mut Local)) {
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             if let Some(peer) = self.peers.get_mut(&id) {
-                peer.hurry(now, &mut self.local);
+                act(peer, &mut self.local);
                 self.schedule(id);
             }
         }
-        self.settle(now);
     }
 
     pub fn handle_resolved(&mut self, now: Instant, name: &str, addresses: &[IpAddr]) {
@@ -462,13 +471,11 @@ impl Node {
         self.local.mapped = mapped;
         if mapped.is_some() {
             // A call that fails for want of just this need not wait out its back-off.
-            let ids: Vec<PeerId> = self.peers.keys().copied().collect();
-            for id in ids {
-                if let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_connected(now)) {
-                    peer.hurry(now, &mut self.local);
-                    self.schedule(id);
+            self.each_peer(|peer, local| {
+                if !peer.is_connected(now) {
+                    peer.hurry(now, local);
                 }
-            }
+            });
         }
         self.settle(now);
     }
@@ -538,7 +545,8 @@ impl Node {
             self.local.discovery.close();
             self.settle(now);
             self.local.discovery = new_discovery(&self.config, &mut self.local.rng);
-            self.on_network_changed(now, true);
+            self.on_network_changed(now);
+            self.each_peer(|peer, local| peer.hurry(now, local));
         }
         self.stirred = true;
         self.handle_timeout(now);

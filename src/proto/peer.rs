@@ -15,6 +15,7 @@ mod called;
 mod calling;
 mod introducing;
 mod probing;
+pub mod recovering;
 mod words;
 
 use std::net::SocketAddr;
@@ -30,11 +31,11 @@ use super::introduction::{Passers, Standing, Via};
 use super::message_control::{CallId, Report};
 use super::noise::Received;
 use super::noise::export::Open;
-use super::path::{Goal, Paths, Way};
+use super::path::{Due, Goal, News, Paths, Way};
 use super::punch::Punch;
 use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
-use super::tunnel::{Limits, Payload, Tunnel, TunnelEvent};
+use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
 
 /// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
@@ -70,6 +71,8 @@ pub struct Peer {
     answered: Option<Answered>,
     /// The session of the last punch, for probes that outlive it.
     punched_index: Option<u32>,
+    /// The path in use broke, or may have. What the peer still sends there may poison the old tuples at our router.
+    broke: bool,
     /// The peer was not registered when it was called last.
     absent: bool,
     /// This call may become a hard one, by what our own NAT does.
@@ -186,6 +189,7 @@ impl Peer {
             followed: None,
             answered: None,
             punched_index: None,
+            broke: false,
             absent: false,
             claims_hard: false,
             main_was_used: false,
@@ -251,6 +255,11 @@ impl Peer {
         self.paths.current().is_some() && self.tunnel.is_established(now)
     }
 
+    /// Whether there is a path of which nothing bad is known.
+    fn is_settled(&self) -> bool {
+        self.paths.current().is_some() && !self.paths.is_suspect()
+    }
+
     pub fn way(&self) -> Option<Way> {
         self.paths.current().map(|path| path.way)
     }
@@ -309,6 +318,9 @@ impl Peer {
         // A packet that was authentic, whatever is inside it, says where the peer is.
         if matches!(opened, Ok(_) | Err(Drop::NoRoute)) {
             self.note_authentic(now, local, way);
+        }
+        if let Ok(Opened { payload: Payload::Data(_), .. }) = opened {
+            self.paths.note_payload(now, way);
         }
         self.drive(now, local);
         match opened?.payload {
@@ -412,6 +424,7 @@ impl Peer {
         self.failures = 0;
         self.failed = false;
         self.absent = false;
+        self.broke = false;
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
@@ -491,19 +504,24 @@ impl Peer {
 
     pub fn handle_timeout(&mut self, now: Instant, local: &mut Local) {
         self.tunnel.handle_timeout(now);
-        match self.paths.handle_timeout(now, || local.rng.next_u64()) {
-            Ok(asks) => {
-                for ask in asks {
-                    self.ask(now, local, ask);
-                }
+        let Due { asks, news } = self.paths.handle_timeout(now, || local.rng.next_u64());
+        for ask in asks {
+            self.ask(now, local, ask);
+        }
+        match news {
+            None => {}
+            Some(News::Doubted) => local.poke_servers(now),
+            Some(News::Suspect) => self.on_suspect(now, local),
+            Some(News::Lost(way)) => {
+                self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote));
             }
-            Err(way) => self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote)),
         }
         self.drive(now, local);
     }
 
     fn on_path_lost(&mut self, now: Instant, local: &mut Local, why: String) {
         self.paths.lose();
+        self.broke = true;
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }

@@ -1,7 +1,7 @@
 //! The simulator: real members and servers, NATs of RFC 4787's kinds, one clock and one seed.
 //!
 //! ```text
-//! pairs, mesh, transitions,
+//! pairs, mesh, transitions, after,
 //! introductions, hostile              what is tried, and what must come of it
 //!   scene, terms, classes, table      two offices and their servers; what a run is like; the NATs; the matrix as text
 //!     member, servers, pinger, crook  the shells of the real `Node` and the real servers, and who sends pings; a bad peer
@@ -16,6 +16,7 @@
 //!
 //! Broken invariants gather in `World::faults`; a test that ends without looking at them proves half of what it could.
 
+mod after;
 mod classes;
 mod crook;
 mod dice;

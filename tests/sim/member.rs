@@ -65,6 +65,8 @@ pub struct Member {
     pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Most extra sockets that the system gives.
     pub socket_limit: usize,
+    /// When each inner packet was delivered, where a test asks for it.
+    pub deliveries: Option<Vec<Instant>>,
     node: Option<Box<Node>>,
     seed: [u8; 32],
     starts: Instant,
@@ -97,6 +99,7 @@ impl Member {
             traffic: BTreeMap::new(),
             names: BTreeMap::new(),
             socket_limit: usize::MAX,
+            deliveries: None,
             node: None,
             seed,
             starts,
@@ -145,6 +148,16 @@ impl Member {
 
     pub fn start_counting(&mut self) {
         self.traffic.clear();
+    }
+
+    /// Its own addresses are these now; the node is told by [`Member::tell_addresses`].
+    pub fn set_addresses(&mut self, addresses: Vec<IpNet>) {
+        self.addresses = addresses;
+    }
+
+    pub fn tell_addresses(&mut self, moment: &mut Moment<'_>) {
+        let addresses = self.addresses.clone();
+        self.with_node(moment, |node, now| node.handle_addresses(now, &addresses));
     }
 
     /// Gives the node an input of the test's own.
@@ -279,6 +292,9 @@ impl Member {
         }
         if !self.delivered.insert(echo) {
             moment.faults.push(format!("delivers {echo:?} twice"));
+        }
+        if let Some(deliveries) = &mut self.deliveries {
+            deliveries.push(moment.now);
         }
         if echo.reply {
             self.pinger.answered(moment.now, echo.number);

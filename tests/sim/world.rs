@@ -172,16 +172,43 @@ impl<M: Machine> World<M> {
         let addresses = addresses.to_vec();
         for address in &addresses {
             self.own(network, *address, Owner::Host(id));
-            // IPv6 is not translated: every network further out knows which router the address is behind.
-            let mut inner = network;
-            while let Some(gateway) = self.networks[inner.0].gateway.filter(|_| address.is_ipv6()) {
-                inner = self.routers[gateway.0].outside;
-                self.own(inner, *address, Owner::Nat(gateway));
-            }
+            self.own_further_out(network, *address);
         }
         let (sent, received, busy) = (0, 0, Busy::default());
         self.hosts.push(Host { machine, link, network, addresses, deadline, busy, sent, received });
         id
+    }
+
+    /// A machine is plugged in elsewhere, or gets other addresses.
+    pub fn move_host(&mut self, id: HostId, network: NetId, addresses: &[IpAddr], link: Link) {
+        for owners in self.networks.iter_mut().map(|network| &mut network.owners) {
+            owners.retain(|_, owner| *owner != Owner::Host(id));
+        }
+        for address in addresses {
+            self.own(network, *address, Owner::Host(id));
+            self.own_further_out(network, *address);
+        }
+        let host = &mut self.hosts[id.0];
+        (host.network, host.link, host.addresses) = (network, link, addresses.to_vec());
+        self.transcript.note(self.now, &format!("host {} moves to {addresses:?}", id.0));
+    }
+
+    /// IPv6 is not translated: every network further out knows which router the address is behind.
+    fn own_further_out(&mut self, network: NetId, address: IpAddr) {
+        let mut inner = network;
+        while let Some(gateway) = self.networks[inner.0].gateway.filter(|_| address.is_ipv6()) {
+            inner = self.routers[gateway.0].outside;
+            self.own(inner, address, Owner::Nat(gateway));
+        }
+    }
+
+    /// A NAT gets another address outside, and forgets everything, as where its provider renews its lease.
+    pub fn renumber(&mut self, id: NatId, wan: Ipv4Addr) {
+        let (outside, old) = (self.routers[id.0].outside, self.routers[id.0].nat.wan);
+        self.networks[outside.0].owners.remove(&IpAddr::V4(old));
+        self.own(outside, wan.into(), Owner::Nat(id));
+        self.routers[id.0].nat.wan = wan;
+        self.reboot(id);
     }
 
     fn own(&mut self, network: NetId, address: IpAddr, owner: Owner) {

@@ -327,6 +327,11 @@ impl Client {
         self.main.as_ref().map(|survey| now.since(survey.started))
     }
 
+    /// Whether there may be a NAT in front of us that a new socket would be seen through.
+    pub fn may_be_behind_nat(&self) -> bool {
+        self.is_configured() && self.nat.mapping != Mapping::None
+    }
+
     /// Whether ports move, so that each hard call needs a scout.
     pub fn moves(&self) -> bool {
         matches!(self.nat.mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent)

@@ -85,6 +85,8 @@ impl Peer {
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
+        // Who calls beside a path has found that it broke.
+        self.broke |= self.paths.current().is_some();
         let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, via };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);

@@ -75,7 +75,7 @@ impl Peer {
     pub fn waits_for_others(&self) -> bool {
         match self.call {
             Call::Surveying { .. } => true,
-            Call::Idle => self.wanted && self.paths.current().is_none(),
+            Call::Idle => self.wanted && !self.is_settled(),
             Call::Knocking { .. } | Call::Calling(_) | Call::Punching(_) | Call::Resting { .. } => false,
         }
     }
@@ -122,6 +122,10 @@ impl Peer {
 
     /// Begins to look for a path, where one is wanted and missing.
     fn begin(&mut self, now: Instant, local: &mut Local) {
+        if self.paths.is_suspect() {
+            self.on_suspect(now, local);
+            return;
+        }
         if !self.wanted || self.paths.current().is_some() {
             return;
         }
@@ -150,7 +154,7 @@ impl Peer {
     }
 
     /// Surveys, where that is due, and then places a call.
-    fn begin_call(&mut self, now: Instant, local: &mut Local) {
+    pub(super) fn begin_call(&mut self, now: Instant, local: &mut Local) {
         let has_endpoint = !self.endpoints.is_empty();
         self.claims_hard = false;
         let passer = local.passer(self.id);
@@ -205,7 +209,10 @@ impl Peer {
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
         let mut socket = SocketId::MAIN_V4;
         // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
-        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale())) || self.spent.probes > 0 {
+        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale()))
+            || self.spent.probes > 0
+            || (self.broke && local.discovery.may_be_behind_nat())
+        {
             let scout = local.ids.next();
             if local.discovery.scout(now, scout) {
                 socket = scout;
@@ -226,6 +233,11 @@ impl Peer {
             Purpose::Answer(incoming) => now.since(incoming.came) >= SURVEY_WAIT,
         };
         if !waited && !local.discovery.is_ready(now, socket) {
+            return;
+        }
+        if matches!(purpose, Purpose::Place) && self.is_settled() {
+            // The path that was suspect answered meanwhile.
+            self.end_call(local, None);
             return;
         }
         match std::mem::replace(&mut self.call, Call::Idle) {
@@ -293,6 +305,12 @@ impl Peer {
             Next::Ask => return self.ask_introducers(local),
             Next::GiveUp => {}
         }
+        if self.paths.current().is_some() {
+            // It may be about to tell the server where it is now.
+            self.pause(now, local, ABSENT_REST);
+            return;
+        }
+        let Call::Calling(calling) = &self.call else { return };
         let why = words::absent(local, &calling.passers);
         self.absent = true;
         if self.failures < 2 {
@@ -404,7 +422,7 @@ impl Peer {
 
     fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &self.call else { return };
-        if self.paths.current().is_some() {
+        if self.is_settled() {
             self.end_call(local, None);
             self.call_began = None;
             self.spent = Spent::default();
@@ -465,7 +483,7 @@ impl Peer {
     fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
         if self.paths.current().is_some() {
             // A call that came to nothing beside a path that works is no news.
-            self.end_call(local, None);
+            self.pause(now, local, TURN_REST);
             return;
         }
         // The same news is no news: a peer that is off for a night is told of once.

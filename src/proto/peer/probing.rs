@@ -110,7 +110,8 @@ impl Peer {
     fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
         if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
             match goal {
-                Goal::Check | Goal::Greet => {}
+                Goal::Check => self.broke = false,
+                Goal::Greet => {}
                 Goal::Follow(method) => {
                     self.adopt(now, local, way, method, true);
                     self.settle(local, way);
@@ -138,7 +139,7 @@ impl Peer {
             return;
         }
         let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
-        if called && self.paths.current().is_some_and(|path| path.proved) && !was_current {
+        if called && self.paths.is_proved() && !was_current {
             return;
         }
         self.adopt(now, local, way, method, true);
