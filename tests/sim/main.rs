@@ -17,10 +17,12 @@
 
 mod classes;
 mod dice;
+mod firewall;
 mod hostile;
 mod inner;
 mod link;
 mod machines;
+mod matrix;
 mod member;
 mod mesh;
 mod nat;
