@@ -54,6 +54,8 @@ pub struct Profile {
     /// Whether two inside hosts reach each other by their outside addresses (REQ-9).
     pub hairpin: bool,
     pub poisonable: bool,
+    /// A firewall's rule: no UDP goes out to this port or a higher one (the patent's [0041]).
+    pub forbids_from: Option<u16>,
     /// Most mappings at a time.
     pub limit: usize,
     /// New mappings a second by other users of the same NAT.
@@ -78,6 +80,7 @@ impl Profile {
             inbound_refresh: true,
             hairpin: false,
             poisonable: false,
+            forbids_from: None,
             limit: 16_384,
             cross_traffic: 0.0,
         }
@@ -96,6 +99,8 @@ pub enum Loss {
     Ttl,
     /// No mapping on that port, or none that permits this remote.
     Filtered,
+    /// The administrator lets nothing out to that port.
+    Forbidden,
     /// The mapping table, or the port range, is full.
     Full,
     /// The one port that the allocator would give is taken by an unsolicited flow.
@@ -131,6 +136,8 @@ pub struct Nat {
     /// Mappings made since the start, and the most at a time.
     pub created: u64,
     pub peak: usize,
+    /// Mappings made since the start, by the inside address that they were made for.
+    pub created_for: BTreeMap<Ipv4Addr, u64>,
 }
 
 impl Nat {
@@ -148,13 +155,14 @@ impl Nat {
             next_sweep: Instant::default(),
             created: 0,
             peak: 0,
+            created_for: BTreeMap::new(),
         }
     }
 
     /// Forgets everything, and starts to count somewhere else.
     pub fn reboot(&mut self, dice: &mut Dice) {
-        let (created, peak) = (self.created, self.peak);
-        *self = Self { created, peak, ..Self::new(self.wan, self.profile.clone(), dice) };
+        let (created, peak, created_for) = (self.created, self.peak, std::mem::take(&mut self.created_for));
+        *self = Self { created, peak, created_for, ..Self::new(self.wan, self.profile.clone(), dice) };
     }
 
     /// What UPnP would do: everybody may reach `inside` at `external`. `false` where that port is in use.
@@ -175,6 +183,9 @@ impl Nat {
     pub fn outbound(&mut self, now: Instant, dice: &mut Dice, datagram: &mut Datagram) -> Result<(), Loss> {
         if datagram.ttl <= 1 {
             return Err(Loss::Ttl);
+        }
+        if self.profile.forbids_from.is_some_and(|port| datagram.dst.port() >= port) {
+            return Err(Loss::Forbidden);
         }
         self.sweep(now);
         let (inside, remote) = match (datagram.src, datagram.dst) {
@@ -251,6 +262,7 @@ impl Nat {
             self.mappings.insert(key, mapping);
             self.by_port.entry(port).or_default().push(key);
             self.created += 1;
+            *self.created_for.entry(*inside.ip()).or_default() += 1;
             self.peak = self.peak.max(self.mappings.len());
         }
         let mapping = self.mappings.get_mut(&key).expect("was found or made above");

@@ -97,6 +97,15 @@ pub struct Host<M> {
     busy: Busy,
 }
 
+impl<M> Host<M> {
+    pub fn address_v4(&self) -> Option<Ipv4Addr> {
+        self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    }
+}
+
 /// Where a datagram is when its time comes.
 enum At {
     Network(NetId),
@@ -415,6 +424,7 @@ impl<M: Machine> World<M> {
         let reason = match loss {
             Loss::Ttl => "ttl",
             Loss::Filtered => "filtered",
+            Loss::Forbidden => "forbidden",
             Loss::Full => "full",
             Loss::PortTaken => "port taken",
         };
