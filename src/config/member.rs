@@ -29,6 +29,11 @@ const MAX_WINDOW: i64 = 4096;
 const MAX_SOCKETS: i64 = 1024;
 /// Fifteen times over all ports there are.
 const MAX_PROBES: i64 = 1_000_000;
+/// All the ports that a NAT has.
+const MAX_ENTRIES: i64 = 65_536;
+/// Some 80 Mbit/s: more would be an attack.
+const MAX_RATE: i64 = 100_000;
+const MAX_HARD_CALLS: i64 = 16;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 pub(super) fn read(source: &Source, root: &Spanned<DeTable<'_>>, log: &mut Log) -> Option<Mesh> {

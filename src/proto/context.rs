@@ -1,6 +1,6 @@
 //! What a peer's machine may use of the member that it belongs to, for the length of one input.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::config;
 use super::discovery;
 use super::introduction::{Errand, Introducers, Standing, Via};
 use super::keys::PublicKey;
-use super::message_control::{Candidate, CandidateKind, MAX_CANDIDATES, Report};
+use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Mapping};
 use super::noise::Identity;
 use super::path::Way;
@@ -61,8 +61,10 @@ pub struct Local {
     pub indices: BTreeMap<u32, PeerId>,
     /// What is to be sent and done, in order: a socket is opened before what it sends, and closed after.
     pub out: VecDeque<Output>,
-    /// Which peer is in a hard call; there is one at a time.
-    pub hard_call: Option<PeerId>,
+    /// The peers that a hard call is going on with; `[punch] hard_calls` at most.
+    pub hard_calls: BTreeSet<PeerId>,
+    /// So many hops take a packet out of our own site, past all its NATs, as far as was learned.
+    pub low_ttl: u8,
 }
 
 impl Local {
@@ -179,27 +181,46 @@ impl Local {
         }
     }
 
+    /// Whether a hard call with `peer` may go on now; if so, it counts as one.
+    pub fn take_hard_turn(&mut self, peer: PeerId) -> bool {
+        let most = usize::try_from(self.punch.hard_calls).unwrap_or(usize::MAX);
+        let may = self.hard_calls.contains(&peer) || self.hard_calls.len() < most;
+        if may {
+            self.hard_calls.insert(peer);
+        }
+        may
+    }
+
     /// What we say of ourselves in a call that punches from `socket`, passed by `via`; with an unused socket where
     /// its first mapping can be expected to keep its port.
     pub fn report(&mut self, now: Instant, socket: SocketId, via: Via) -> (Report, Option<SocketId>) {
+        let mut report = self.outline(now, socket, via);
+        let fresh = report.fresh_port.map(|_| self.open_socket());
+        report.fresh_port = fresh.map(|(_, port)| port);
+        (report, fresh.map(|(socket, _)| socket))
+    }
+
+    /// The same, as far as it can be said without opening anything: `fresh_port` stands for one that would be opened.
+    pub fn outline(&self, now: Instant, socket: SocketId, via: Via) -> Report {
         let view = self.discovery.view(now, socket);
         let behind_nat = view.mapping != Mapping::None && view.tuple.is_some();
         let preserves = view.allocation == Allocation::Preserving || view.fresh_preserves;
-        let fresh = (behind_nat && preserves).then(|| self.open_socket());
         let (rtt, seen) = self.passer_view(via);
-        let report = Report {
+        Report {
             // Without discovery, the address that the one who passes the call sees us at is the only tuple that there is.
             tuple: view.tuple.or(seen.filter(SocketAddr::is_ipv4)),
             mapping: view.mapping,
             filtering: view.filtering,
             allocation: view.allocation,
             age: view.age,
-            cross_traffic: view.cross_traffic,
+            cross_traffic: view.cross_traffic.map(Into::into),
             server_delay: rtt.unwrap_or_default(),
             candidates: self.candidates(),
-            fresh_port: fresh.map(|(_, port)| port),
-        };
-        (report, fresh.map(|(socket, _)| socket))
+            fresh_port: (behind_nat && preserves).then_some(self.listen_port),
+            range: view.range,
+            holds: Vec::new(),
+            budget: Budget::default(),
+        }
     }
 
     fn candidates(&self) -> Vec<Candidate> {

@@ -428,6 +428,9 @@ mod tests {
                 Candidate { kind: CandidateKind::Ipv6, address: "[2001:db8::7]:4275".parse().expect("address") },
             ],
             fresh_port: Some(40123),
+            range: Some((30_000, 34_095)),
+            holds: vec![Hold { first: 30_008, last: 30_012, to: 40_000 }],
+            budget: Budget { probes: 2048, entries: 1280 },
         }
     }
 
@@ -442,6 +445,8 @@ mod tests {
         };
         let answer = Answer { id: 8, report: report(), terms };
         assert_eq!(Answer::parse(&answer.encode()), Some(answer));
+        let update = Update { id: 10, report: report() };
+        assert_eq!(Update::parse(&update.encode()), Some(update));
         let abort = Abort { id: 9, reason: Reason::Busy };
         assert_eq!(Abort::parse(&abort.encode()), Some(abort));
     }
@@ -481,6 +486,7 @@ mod tests {
         fn no_input_panics(bytes: Vec<u8>) {
             let _ = Call::parse(&bytes);
             let _ = Answer::parse(&bytes);
+            let _ = Update::parse(&bytes);
             let _ = Abort::parse(&bytes);
         }
 

@@ -48,6 +48,9 @@ const BUSY_PER_S: u32 = 600;
 /// moves us each time, and a server may lie.
 const MOVED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Past one NAT, and no further, until more is learned: a packet that ends at the next router opens that NAT.
+const LOW_TTL: u8 = 2;
+
 /// One mesh member, whole. Single owner, no locks; see [`crate::proto`] for how it is driven.
 pub struct Node {
     config: Config,
@@ -104,7 +107,8 @@ impl Node {
                 ids: SocketIds::default(),
                 indices: BTreeMap::new(),
                 out: VecDeque::new(),
-                hard_call: None,
+                hard_calls: BTreeSet::new(),
+                low_ttl: LOW_TTL,
             },
             gate,
             routes: AllowedIps::default(),
@@ -334,10 +338,10 @@ impl Node {
         self.note_standing(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let is_hard = peer.is_in_hard_call();
-        if is_hard && self.local.hard_call.is_none() {
-            self.local.hard_call = Some(id);
-        } else if !is_hard && self.local.hard_call == Some(id) {
-            self.local.hard_call = None;
+        if is_hard {
+            self.local.hard_calls.insert(id);
+        } else {
+            self.local.hard_calls.remove(&id);
         }
         let floor = looked_at + std::time::Duration::from_nanos(u64::from(looked_at != Instant::default()));
         let due = peer.poll_timeout().map(|due| due.max(floor));
@@ -384,7 +388,7 @@ impl Node {
         if !self.local.discovery.is_ready(now, SocketId::MAIN_V4) {
             return;
         }
-        let nat = self.local.discovery.nat();
+        let nat = self.local.discovery.nat(now);
         let summary = format!(
             "mapping {:?}, filtering {:?}, allocation {:?}, step {}",
             nat.mapping,
@@ -561,9 +565,7 @@ impl Node {
         if let Some(due) = peer.scheduled {
             self.deadlines.remove(&(due, id));
         }
-        if self.local.hard_call == Some(id) {
-            self.local.hard_call = None;
-        }
+        self.local.hard_calls.remove(&id);
     }
 
     fn change_peer(&mut self, now: Instant, id: PeerId, config: config::Peer, mtu: u16) {
@@ -611,7 +613,7 @@ impl Node {
     }
 
     pub fn snapshot(&self, now: Instant) -> Snapshot {
-        let mut nat = self.local.discovery.nat();
+        let mut nat = self.local.discovery.nat(now);
         if let Some(mapped) = self.local.mapped {
             nat.port_mapping = mapped.by;
         }

@@ -15,6 +15,7 @@ mod called;
 mod calling;
 mod introducing;
 mod probing;
+mod punching;
 pub mod recovering;
 mod words;
 
@@ -28,11 +29,13 @@ use super::allowance::Allowance;
 use super::config::{self, Connect};
 use super::context::{Local, PeerId};
 use super::introduction::{Passers, Standing, Via};
-use super::message_control::{CallId, Report};
+use super::budget::Budget;
+use super::message_control::{CallId, Hold, Report};
 use super::noise::Received;
 use super::noise::export::Open;
 use super::path::{Due, Goal, News, Paths, Way};
 use super::punch::Punch;
+use punching::{Parties, Updating};
 use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
@@ -95,7 +98,7 @@ pub struct Peer {
     connect_time: Option<Duration>,
     /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
-    spent: Spent,
+    budget: Option<Budget>,
     probes_sent: u64,
     sockets_used: u32,
     /// When [`super::node::Node`] has it in its table of deadlines.
@@ -133,6 +136,9 @@ struct Incoming {
     call: super::message_control::Call,
     came: Instant,
     via: Via,
+    /// Mappings that we made towards the caller for it, and how often that was tried.
+    holds: Vec<Hold>,
+    tries: u32,
 }
 
 /// A call that was placed.
@@ -147,21 +153,20 @@ struct Calling {
     due: Instant,
     tries: u32,
     passers: Passers,
+    /// The socket that our counter is watched from.
+    watch: Option<SocketId>,
 }
 
 struct Punching {
     punch: Punch,
     /// The session whose keys the probes are sealed with.
     index: u32,
-    ours: Report,
-    theirs: Report,
-}
-
-/// What one call has used up.
-#[derive(Clone, Copy, Default)]
-struct Spent {
-    probes: u32,
-    sockets: u32,
+    parties: Parties,
+    watch: Option<SocketId>,
+    /// The socket of a hold whose answers are not there yet, and how many were tried.
+    hold: Option<SocketId>,
+    hold_tries: u32,
+    update: Option<Updating>,
 }
 
 struct Answered {
@@ -203,7 +208,7 @@ impl Peer {
             failed: false,
             connect_time: None,
             call_began: None,
-            spent: Spent::default(),
+            budget: None,
             probes_sent: 0,
             sockets_used: 0,
             scheduled: None,

@@ -185,6 +185,11 @@ pub struct Round {
 }
 
 impl Round {
+    /// As its strategy.
+    pub fn is_hard(&self) -> bool {
+        self.strategy.is_hard()
+    }
+
     /// The same with the two in each other's place.
     fn turned(self) -> Self {
         Self { caller: self.called, called: self.caller, ..self }

@@ -158,12 +158,18 @@ impl Punch {
     }
 
     /// Another plan from now on: there is an update.
-    pub fn replan(&mut self, now: Instant, start: Instant, plan: Plan, reported: SocketId) {
+    /// Gives the socket that was reported before.
+    pub fn replan(&mut self, now: Instant, start: Instant, plan: Plan, reported: SocketId) -> SocketId {
         self.setup.plan = plan;
         self.setup.start = start;
-        self.setup.reported = reported;
+        let old = std::mem::replace(&mut self.setup.reported, reported);
         self.planned = now;
         (self.round, self.volley, self.aimed) = (0, 0, None);
+        old
+    }
+
+    pub fn reported(&self) -> SocketId {
+        self.setup.reported
     }
 
     pub fn id(&self) -> CallId {

@@ -166,25 +166,28 @@ impl Client {
         self.handle_timeout(now);
     }
 
-    /// Surveys from a new socket; the caller owns the socket from then on. `false`: there are enough of them.
-    pub fn scout(&mut self, now: Instant, socket: SocketId) -> bool {
+    /// Surveys from a new socket; the caller owns the socket from then on. Gives how many mappings that may
+    /// make; 0: there are enough of them.
+    pub fn scout(&mut self, now: Instant, socket: SocketId) -> u32 {
         let targets = self.targets();
         self.add_scout(now, socket, &targets, |survey, _| survey)
     }
 
     /// Watches the counter from a new socket for a fifth of a second, a look every 25 ms.
-    pub fn watch(&mut self, now: Instant, socket: SocketId) -> bool {
+    pub fn watch(&mut self, now: Instant, socket: SocketId) -> u32 {
         let targets = self.fresh_targets(usize::MAX);
         self.add_scout(now, socket, &targets, |survey, _| survey.spread())
     }
 
     /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops.
     /// [`Client::held`] tells the ports, once it is ready.
-    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8) -> bool {
+    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8) -> u32 {
         let targets = self.fresh_targets(HOLD_QUESTIONS);
-        targets.len() >= 2
-            && !to.is_empty()
-            && self.add_scout(now, socket, &targets, |survey, rng| survey.hold(to, ttl, rng))
+        if targets.len() < 2 || to.is_empty() {
+            return 0;
+        }
+        let made = self.add_scout(now, socket, &targets, |survey, rng| survey.hold(to, ttl, rng));
+        if made == 0 { 0 } else { made + to.len() as u32 }
     }
 
     fn add_scout(
@@ -193,9 +196,9 @@ impl Client {
         socket: SocketId,
         targets: &[Target],
         shape: impl FnOnce(Survey, &mut ChaCha20Rng) -> Survey,
-    ) -> bool {
+    ) -> u32 {
         if self.scouts.len() >= MAX_SCOUTS || targets.is_empty() {
-            return false;
+            return 0;
         }
         let port = self.scout_port();
         let questions: Vec<_> = targets.iter().map(|target| (*target, Reply::Same)).collect();
@@ -203,7 +206,7 @@ impl Client {
         let survey = Survey::new(now, socket, port, &questions, &mut self.rng);
         self.scouts.push(shape(survey, &mut self.rng));
         self.handle_timeout(now);
-        true
+        questions.len() as u32
     }
 
     /// Servers' sockets, each of which shows a new socket another mapping of a NAT of this kind, by turns at each address.
@@ -498,9 +501,9 @@ impl Client {
     fn look(&mut self, step: i32, looks: &[Observation]) {
         self.counter.set_step(step);
         let stale = self.main_is_stale();
-        for seen in looks.iter().filter(|seen| !self.keeps(seen)) {
+        for seen in looks {
             // An earlier run's mappings tell nothing of where the counter is.
-            if stale && seen.local_port == self.main_port {
+            if self.keeps(seen) || (stale && seen.local_port == self.main_port) {
                 continue;
             }
             let own = self.counted(seen.made);

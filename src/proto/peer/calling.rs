@@ -5,27 +5,25 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{Call, Calling, ENDPOINT_FIRST, Peer, Punching, Purpose, Spent, words};
+use super::punching::{Parties, Sockets};
+use super::{Call, Calling, ENDPOINT_FIRST, Peer, Purpose, words};
 use crate::proto::action::{Drop, Event};
-use crate::proto::config::{self, Calls};
+use crate::proto::config::Calls;
 use crate::proto::context::Local;
-use crate::proto::discovery::survey::Protocol;
 use crate::proto::introduction::{Next, Passers, Via};
-use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report, Terms};
+use crate::proto::message_control::{self, Abort, Answer, Reason, Report};
 use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
-use crate::proto::plan::{self, Outlook};
-use crate::proto::probe::Ack;
-use crate::proto::punch::{self, Load, Punch, Role, Setup, Shot, Step};
-use crate::proto::snapshot::Method;
+use crate::proto::plan;
+use crate::proto::punch::Role;
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
-use crate::proto::wire::Dudp;
 use crate::proto::{Action, Instant, SocketId};
 
 /// What goes through the server begins with one of these.
 pub(super) const CALL: u8 = 1;
 pub(super) const ANSWER: u8 = 2;
 pub(super) const ABORT: u8 = 3;
+pub(super) const UPDATE: u8 = 4;
 
 /// How old a survey may be for a call: a NAT whose ports move gives out some more each second, one whose ports stay only
 /// moves when it is restarted.
@@ -40,8 +38,6 @@ const CALL_TRIES: u32 = 5;
 /// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
 pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// Between two tries of one call, for the caller.
-const AGAIN: Duration = Duration::from_millis(100);
 /// A peer that is not registered may be just starting; one that stays away calls by itself when it comes back, unless its
 /// owner forbids that.
 const ABSENT_REST: Duration = Duration::from_millis(300);
@@ -67,7 +63,7 @@ impl Peer {
             // The survey ends by its own deadlines, and whoever waits for it is looked at then.
             Call::Surveying { purpose: Purpose::Place, .. } => None,
             Call::Calling(calling) => Some(calling.due),
-            Call::Punching(punching) => punching.punch.poll_timeout(),
+            Call::Punching(punching) => punching.poll_timeout(),
         }
     }
 
@@ -75,8 +71,9 @@ impl Peer {
     pub fn waits_for_others(&self) -> bool {
         match self.call {
             Call::Surveying { .. } => true,
+            Call::Punching(ref punching) => punching.hold.is_some(),
             Call::Idle => self.wanted && !self.is_settled(),
-            Call::Knocking { .. } | Call::Calling(_) | Call::Punching(_) | Call::Resting { .. } => false,
+            Call::Knocking { .. } | Call::Calling(_) | Call::Resting { .. } => false,
         }
     }
 
@@ -186,12 +183,11 @@ impl Peer {
             return;
         }
         if local.discovery.moves() {
-            if local.hard_call.is_some_and(|peer| peer != self.id) {
+            if !local.take_hard_turn(self.id) {
                 self.pause(now, local, TURN_REST);
                 return;
             }
             self.claims_hard = true;
-            local.hard_call = Some(self.id);
         }
         self.call_began.get_or_insert(now);
         if self.absent {
@@ -207,14 +203,24 @@ impl Peer {
         let moving = local.discovery.moves();
         let age = local.discovery.main_age(now);
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
+        let mut purpose = purpose;
         let mut socket = SocketId::MAIN_V4;
-        // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
-        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale()))
-            || self.spent.probes > 0
+        if let Purpose::Answer(incoming) = &mut purpose
+            && moving
+            && let Some(hold) = self.begin_hold(now, local, incoming)
+        {
+            socket = hold;
+        } else if local.discovery.is_watched(now) {
+            // Where the counter is was seen a moment ago.
+        } else if (moving && (stale || self.main_was_used || local.discovery.main_is_stale()))
+            // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
+            || self.budget.as_ref().is_some_and(|budget| budget.probes() > 0)
             || (self.broke && local.discovery.may_be_behind_nat())
         {
             let scout = local.ids.next();
-            if local.discovery.scout(now, scout) {
+            let made = local.discovery.scout(now, scout);
+            if made > 0 {
+                self.budget(local).note_entries(made);
                 socket = scout;
             }
         } else if stale && local.discovery.is_ready(now, SocketId::MAIN_V4) {
@@ -242,7 +248,15 @@ impl Peer {
         }
         match std::mem::replace(&mut self.call, Call::Idle) {
             Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket),
-            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => self.answer(now, local, socket, *incoming),
+            Call::Surveying { purpose: Purpose::Answer(mut incoming), .. } => {
+                match self.go_on_holding(now, local, socket, &mut incoming) {
+                    Some(socket) => {
+                        local.collect_discovery();
+                        self.call = Call::Surveying { socket, purpose: Purpose::Answer(incoming) };
+                    }
+                    None => self.answer(now, local, socket, *incoming),
+                }
+            }
             other => self.call = other,
         }
     }
@@ -254,7 +268,9 @@ impl Peer {
             self.rest(now, local, FIRST_REST);
             return;
         };
-        let (report, fresh) = local.report(now, socket, passer);
+        let (mut report, fresh) = local.report(now, socket, passer);
+        report.budget = self.budget(local).left();
+        let watch = matches!(plan::port(&report), plan::Port::Moving(_)).then(|| self.watch(now, local)).flatten();
         let index = local.new_index(self.id);
         let wall = local.wall(now);
         let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
@@ -266,7 +282,7 @@ impl Peer {
         let due = now + retry_after(&report);
         let abort = keys.abort;
         let calling =
-            Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default() };
+            Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default(), watch };
         self.call = Call::Calling(Box::new(calling));
         self.pass_call(now, local);
     }
@@ -323,7 +339,13 @@ impl Peer {
         self.drive(now, local);
     }
 
-    pub(super) fn handle_answer(&mut self, now: Instant, local: &mut Local, rest: &[u8]) -> Result<(), Drop> {
+    pub(super) fn handle_answer(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        via: Via,
+        rest: &[u8],
+    ) -> Result<(), Drop> {
         let (response, sealed) = rest.split_at_checked(RESPONSE_LEN).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = &self.call else { return Err(Drop::Unknown) };
         let (id, index) = (calling.id, calling.index);
@@ -331,19 +353,19 @@ impl Peer {
         let answer = key.open(sealed).ok_or(Drop::Unauthentic)?;
         let answer = Answer::parse(&answer).filter(|answer| answer.id == id).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
-        let Calling { report, socket, fresh, .. } = *calling;
+        let Calling { report, socket, fresh, watch, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
-        let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms };
-        let setup = call.setup(local, self.spent, now, socket, fresh);
-        if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
-            self.end_sockets(local, socket, fresh);
+        let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO);
+        let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via };
+        let sockets = Sockets { reported: socket, fresh, watch };
+        if !self.punch(now, local, index, now, parties, sockets) {
             self.pause(now, local, TURN_REST);
             return Ok(());
         }
         self.absent = false;
-        self.punch(now, local, setup, index, report, answer.report);
+        self.hold_towards(now, local, &places);
         self.drive(now, local);
         Ok(())
     }
@@ -369,96 +391,16 @@ impl Peer {
         Ok(())
     }
 
-    pub(super) fn punch(
-        &mut self,
-        now: Instant,
-        local: &mut Local,
-        setup: Setup,
-        index: u32,
-        ours: Report,
-        theirs: Report,
-    ) {
-        local.step(&self.config.name, words::plan(&setup, &ours, &theirs));
-        self.main_was_used |= setup.reported == SocketId::MAIN_V4;
-        self.note_member();
-        self.punched_index = Some(index);
-        let punch = Punch::new(now, setup);
-        self.call = Call::Punching(Box::new(Punching { punch, index, ours, theirs }));
-        self.drive_punch(now, local);
-    }
-
-    fn drive_punch(&mut self, now: Instant, local: &mut Local) {
-        let Call::Punching(punching) = &mut self.call else { return };
-        let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
-        local.discovery.note_mappings(punching.punch.take_mappings());
-        let index = punching.index;
-        let expired = punching.punch.has_expired(now);
-        for step in steps {
-            self.carry_out(now, local, index, step);
-        }
-        if expired {
-            self.on_punch_expired(now, local);
-        }
-    }
-
-    fn carry_out(&mut self, now: Instant, local: &mut Local, index: u32, step: Step) {
-        match step {
-            Step::Open { socket, port } => local.act(Action::OpenSocket { id: socket, port }),
-            Step::Close(socket) => self.close_socket(local, socket),
-            Step::Shoot(Shot { socket, to, ttl, load }) => {
-                let payload = match load {
-                    Load::Ack { token, via } => {
-                        let body = Ack { token, via, chosen: false }.encode();
-                        self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body)
-                    }
-                    Load::Blank => Some(local.discovery.blank()),
-                };
-                if let Some(payload) = payload {
-                    local.send_with(Way { socket, remote: to }, ttl, payload);
-                }
-            }
-        }
-    }
-
-    fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
-        let Call::Punching(punching) = &self.call else { return };
-        if self.is_settled() {
-            self.end_call(local, None);
-            self.call_began = None;
-            self.spent = Spent::default();
-            return;
-        }
-        let elapsed = now.since(self.call_began.unwrap_or(now));
-        let poor = !matches!(punching.punch.outlook(), Outlook::Good);
-        let left = self.spent.probes.saturating_add(punching.punch.probes_used()) < local.punch.probes
-            && self.spent.sockets.saturating_add(punching.punch.sockets_used()) < local.punch.sockets;
-        if elapsed + LONGEST_ROUND < local.punch.timeout && left && !poor {
-            // The caller goes first, so that the two do not cross.
-            let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN * 6 };
-            let began = self.call_began;
-            self.end_call(local, None);
-            self.call_began = began;
-            self.call = Call::Resting { until: now + wait };
-            return;
-        }
-        let why = words::no_path(punching, self.spent);
-        // The patent's fail-over value ([0072]): the reported tuple, by itself, when all else is over. It is asked while the
-        // back-off lasts, and taken if it answers.
-        if let Some(remote) = punching.theirs.tuple {
-            let way = Way { socket: SocketId::main_for(&remote), remote };
-            self.challenge(now, local, way, Goal::Move(Method::Punch));
-        }
-        self.fail(now, local, why, FIRST_REST);
-    }
-
     /// Ends whatever call there is, and closes its sockets but the one in use and `keep`.
     pub(super) fn end_call(&mut self, local: &mut Local, keep: Option<SocketId>) {
         match std::mem::replace(&mut self.call, Call::Idle) {
             Call::Punching(mut punching) => {
                 self.probes_sent += punching.punch.probes_sent();
-                self.spent.probes += punching.punch.probes_used();
-                self.spent.sockets += punching.punch.sockets_used();
                 self.sockets_used = punching.punch.sockets_used();
+                self.budget = Some(punching.punch.budget.clone());
+                for socket in [punching.hold, punching.watch].into_iter().flatten() {
+                    self.close_socket(local, socket);
+                }
                 let keep = keep.or(self.paths.current().map(|path| path.way.socket));
                 for socket in punching.punch.close(keep) {
                     self.close_socket(local, socket);
@@ -468,7 +410,12 @@ impl Peer {
                     self.kept_socket = Some(kept);
                 }
             }
-            Call::Calling(calling) => self.end_sockets(local, calling.socket, calling.fresh),
+            Call::Calling(calling) => {
+                self.end_sockets(local, calling.socket, calling.fresh);
+                if let Some(watch) = calling.watch {
+                    self.close_socket(local, watch);
+                }
+            }
             Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
         }
@@ -480,7 +427,7 @@ impl Peer {
         }
     }
 
-    fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
+    pub(super) fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
         if self.paths.current().is_some() {
             // A call that came to nothing beside a path that works is no news.
             self.pause(now, local, TURN_REST);
@@ -504,7 +451,7 @@ impl Peer {
         // A quarter of jitter, so that two sides that fail together do not go on to meet in the same way.
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 1024.0);
         self.call_began = None;
-        self.spent = Spent::default();
+        self.budget = None;
         self.call = Call::Resting { until: now + wait + jitter };
     }
 
@@ -516,48 +463,6 @@ impl Peer {
     }
 }
 
-fn retry_after(report: &Report) -> Duration {
+pub(super) fn retry_after(report: &Report) -> Duration {
     (report.server_delay * 4).max(SOONEST_RETRY)
-}
-
-/// Both members of a call that was answered, as one of them sees it.
-pub(super) struct Parties<'a> {
-    pub id: CallId,
-    pub role: Role,
-    pub caller: &'a Report,
-    pub called: &'a Report,
-    pub terms: Terms,
-}
-
-impl Parties<'_> {
-    pub(super) fn setup(
-        &self,
-        local: &Local,
-        spent: Spent,
-        start: Instant,
-        reported: SocketId,
-        fresh: Option<SocketId>,
-    ) -> Setup {
-        let (ours, theirs) = match self.role {
-            Role::Caller => (self.caller, self.called),
-            Role::Called => (self.called, self.caller),
-        };
-        Setup {
-            id: self.id,
-            role: self.role,
-            start,
-            rounds: plan::rounds(self.caller, self.called, &self.terms, &local.punch),
-            round: self.terms.round,
-            outlook: plan::outlook(self.caller, self.called),
-            reported,
-            fresh,
-            candidates: local.worthwhile(ours, theirs),
-            limits: config::Punch {
-                probes: local.punch.probes.saturating_sub(spent.probes),
-                sockets: local.punch.sockets.saturating_sub(spent.sockets),
-                ..local.punch
-            },
-            server: local.discovery.any_target(Protocol::Dudp),
-        }
-    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{Call, Peer, Spent};
+use super::{Call, Peer};
 use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
 use crate::proto::message_control::reachable;
@@ -155,7 +155,7 @@ impl Peer {
     pub(super) fn is_known(&self, way: Way) -> bool {
         let Call::Punching(punching) = &self.call else { return false };
         let ip = way.remote.ip();
-        let theirs = &punching.theirs;
+        let theirs = punching.theirs();
         theirs.tuple.is_some_and(|tuple| tuple.ip() == ip)
             || theirs.candidates.iter().any(|candidate| candidate.address.ip() == ip)
     }
@@ -165,7 +165,7 @@ impl Peer {
         if matches!(self.call, Call::Punching(_)) {
             self.end_call(local, Some(way.socket));
             self.call_began = None;
-            self.spent = Spent::default();
+            self.budget = None;
         }
     }
 
