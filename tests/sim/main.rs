@@ -1,16 +1,18 @@
 //! The simulator: real members and servers, NATs of RFC 4787's kinds, one clock and one seed.
 //!
 //! ```text
-//! pairs, mesh, transitions, after,
-//! introductions, hostile              what is tried, and what must come of it
+//! pairs, matrix, mesh, transitions,
+//! after, introductions, hostile       what is tried, and what must come of it (grid: what the NATs allow at best)
 //!   scene, terms, classes, table      two offices and their servers; what a run is like; the NATs; the matrix as text
-//!     member, servers, pinger, crook  the shells of the real `Node` and the real servers, and who sends pings; a bad peer
+//!     member, servers, pinger         the shells of the real `Node` and the real servers, and who sends pings
+//!     crook, firewall                 a bad peer; a member's own firewall
 //!       world, nat, link              the network, which knows nothing of p2ptund (world_tests, nat/tests)
 //!         dice, watch                 chance, the transcript, and the detector of machines that never rest
 //! ```
 //!
 //! - `cargo test --test sim` runs everything, 30 seeds a pair; `-- pairs --nocapture` prints the matrix.
 //! - `SEEDS=1000 cargo test --test sim pairs::connects -- --nocapture` is the full matrix.
+//! - The table of all pairs against their targets is [`matrix`]'s; its own words say how to run it.
 //! - `PAIR="4A x masquerade" SEED=17 cargo test --test sim pairs::one -- --nocapture` replays one run, datagram by datagram
 //!   (`>` sent, `<` received, `x` dropped at a NAT, `!` injected); `EXACT=1` takes the undisturbed internet of the medians.
 //!
@@ -21,6 +23,7 @@ mod classes;
 mod crook;
 mod dice;
 mod firewall;
+mod grid;
 mod hostile;
 mod inner;
 mod introductions;

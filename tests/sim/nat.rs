@@ -115,7 +115,36 @@ struct Mapping {
     replied: bool,
     expires: Instant,
     /// Remotes that were sent to, until when each may answer.
-    permits: BTreeMap<SocketAddrV4, Instant>,
+    permits: Permits,
+}
+
+/// By address and port in one number: a large search leaves a thousand on each mapping, and asks for one with each datagram.
+#[derive(Default)]
+struct Permits(BTreeMap<u64, Instant>);
+
+impl Permits {
+    fn number(remote: SocketAddrV4) -> u64 {
+        (u64::from(remote.ip().to_bits()) << 16) | u64::from(remote.port())
+    }
+
+    fn give(&mut self, remote: SocketAddrV4, until: Instant) {
+        self.0.insert(Self::number(remote), until);
+    }
+
+    /// Makes one longer that there is.
+    fn prolong(&mut self, remote: SocketAddrV4, until: Instant) {
+        self.0.entry(Self::number(remote)).and_modify(|had| *had = until);
+    }
+
+    fn hold(&self, remote: SocketAddrV4, now: Instant) -> bool {
+        self.0.get(&Self::number(remote)).is_some_and(|until| *until > now)
+    }
+
+    /// Whether any port of `address` may.
+    fn hold_any(&self, address: Ipv4Addr, now: Instant) -> bool {
+        let port = |port| Self::number(SocketAddrV4::new(address, port));
+        self.0.range(port(0)..=port(u16::MAX)).any(|(_, until)| *until > now)
+    }
 }
 
 pub struct Nat {
@@ -238,7 +267,7 @@ impl Nat {
         mapping.replied = true;
         if profile.inbound_refresh {
             mapping.expires = now + profile.lifetime;
-            mapping.permits.entry(remote).and_modify(|until| *until = now + profile.lifetime);
+            mapping.permits.prolong(remote, now + profile.lifetime);
         }
         datagram.dst = SocketAddr::V4(key.0);
         Ok(())
@@ -258,7 +287,7 @@ impl Nat {
                 return Err(Loss::Full);
             }
             let port = self.choose_port(now, dice, inside, remote)?;
-            let mapping = Mapping { port, replied: false, expires: now, permits: BTreeMap::new() };
+            let mapping = Mapping { port, replied: false, expires: now, permits: Permits::default() };
             self.mappings.insert(key, mapping);
             self.by_port.entry(port).or_default().push(key);
             self.created += 1;
@@ -268,7 +297,7 @@ impl Nat {
         let mapping = self.mappings.get_mut(&key).expect("was found or made above");
         let lives = if mapping.replied { self.profile.lifetime } else { self.profile.unreplied };
         mapping.expires = now + lives;
-        mapping.permits.insert(remote, now + lives);
+        mapping.permits.give(remote, now + lives);
         Ok(mapping.port)
     }
 
@@ -312,9 +341,9 @@ impl Nat {
         let by_tuple = self.profile.mapping == Scope::AddressAndPort;
         self.is_stray(now, port, remote)
             || self.forwards.get(&port).is_some_and(|owner| *owner != inside)
-            || self.live_on(now, port).any(|(key, mapping)| {
-                key.0 != inside && (!by_tuple || mapping.permits.get(&remote).is_some_and(|until| *until > now))
-            })
+            || self
+                .live_on(now, port)
+                .any(|(key, mapping)| key.0 != inside && (!by_tuple || mapping.permits.hold(remote, now)))
     }
 
     fn held(&self, now: Instant, port: u16) -> bool {
@@ -332,10 +361,10 @@ impl Nat {
 
     /// The mapping on `port` by which `remote` may come in: its own first, where several share the port.
     fn admitted(&self, now: Instant, port: u16, remote: SocketAddrV4) -> Option<Key> {
-        let own = |mapping: &Mapping| mapping.permits.get(&remote).is_some_and(|until| *until > now);
+        let own = |mapping: &Mapping| mapping.permits.hold(remote, now);
         let may = |mapping: &Mapping| match self.profile.filtering {
             Scope::Endpoint => true,
-            Scope::Address => mapping.permits.iter().any(|(to, until)| to.ip() == remote.ip() && *until > now),
+            Scope::Address => mapping.permits.hold_any(*remote.ip(), now),
             Scope::AddressAndPort => own(mapping),
         };
         let find =

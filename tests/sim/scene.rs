@@ -83,7 +83,8 @@ impl Scene {
             let starts = START + terms.up[side % 2];
             let mut member = Member::new(config, addresses, servers, seed, starts);
             member.firewall = terms.host_firewall[side % 2].then(Firewall::default);
-            member.mapping = map_port(&mut world, &nats[side], &plain, terms.port_mapping[side % 2].map(|it| starts + it));
+            member.mapping =
+                map_port(&mut world, &nats[side], &plain, terms.port_mapping[side % 2].map(|it| starts + it));
             members.push(world.add_host(network, &plain, link, Any::Member(Box::new(member))));
         }
         Self { world, members, discovery, rendezvous, nats, rendezvous_key }

@@ -118,7 +118,8 @@ struct Flight {
     /// Ties go to whom sent first.
     order: u64,
     at: At,
-    datagram: Datagram,
+    /// On the heap, so that sorting the flights moves little.
+    datagram: Box<Datagram>,
 }
 
 pub struct World<M> {
@@ -275,7 +276,7 @@ impl<M: Machine> World<M> {
     /// Puts a datagram onto the internet, whoever it claims to be from. The tap does not hear it.
     pub fn inject(&mut self, datagram: Datagram) {
         self.transcript.datagram(self.now, '!', &datagram);
-        self.deliver(INTERNET, datagram);
+        self.deliver(INTERNET, Box::new(datagram));
     }
 
     /// Runs until `done`, or until nothing is left to happen before `until`. Whether it was `done`.
@@ -329,10 +330,10 @@ impl<M: Machine> World<M> {
         }
         let network = host.network;
         let arrivals = host.link.carry(self.now, Direction::Up, &mut self.dice);
-        self.fly_each(arrivals, || At::Network(network), datagram);
+        self.fly_each(arrivals, || At::Network(network), Box::new(datagram));
     }
 
-    fn fly_each(&mut self, arrivals: [Option<Instant>; 2], at: impl Fn() -> At, datagram: Datagram) {
+    fn fly_each(&mut self, arrivals: [Option<Instant>; 2], at: impl Fn() -> At, datagram: Box<Datagram>) {
         let [first, second] = arrivals;
         if let Some(when) = second {
             self.fly(when, at(), datagram.clone());
@@ -342,7 +343,7 @@ impl<M: Machine> World<M> {
         }
     }
 
-    fn fly(&mut self, when: Instant, at: At, datagram: Datagram) {
+    fn fly(&mut self, when: Instant, at: At, datagram: Box<Datagram>) {
         self.sent += 1;
         self.flights.push(Reverse(Flight { when, order: self.sent, at, datagram }));
     }
@@ -364,16 +365,16 @@ impl<M: Machine> World<M> {
             At::Host(id) => {
                 self.transcript.datagram(self.now, '<', &datagram);
                 self.hosts[id.0].received += 1;
-                self.act(id, |machine, moment| machine.handle_datagram(moment, datagram));
+                self.act(id, |machine, moment| machine.handle_datagram(moment, *datagram));
             }
         }
     }
 
     /// A datagram that came up from a machine or an inner NAT is on `network`.
-    fn cross(&mut self, network: NetId, mut datagram: Datagram) {
+    fn cross(&mut self, network: NetId, mut datagram: Box<Datagram>) {
         if network == INTERNET {
             if let Some(tap) = &mut self.tap {
-                tap.push(datagram.clone());
+                tap.push((*datagram).clone());
                 if tap.len() > TAP_KEEPS {
                     tap.remove(0);
                 }
@@ -387,7 +388,7 @@ impl<M: Machine> World<M> {
     }
 
     /// To whom has the address on `network`, or else out through its gateway.
-    fn deliver(&mut self, network: NetId, mut datagram: Datagram) {
+    fn deliver(&mut self, network: NetId, mut datagram: Box<Datagram>) {
         match self.networks[network.0].owners.get(&datagram.dst.ip()) {
             Some(Owner::Host(id)) => {
                 let id = *id;

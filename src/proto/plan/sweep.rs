@@ -26,6 +26,8 @@ const PLACES: [f64; 5] = [-0.7, 0.6, 1.9, 3.2, 5.0];
 const LEAST_ERROR: f64 = 4.0;
 /// Where λ is not known, for 10 to 3,000 a second after a quarter of a second.
 const UNKNOWN_PLACES: [i64; 5] = [9, 45, 130, 320, 850];
+/// A counter that goes around after so many mappings can be waited for.
+const SOON_AROUND: i64 = 512;
 /// A port is ahead if it is by so many standard deviations: once in 160 it is not.
 const SURE: f64 = 2.5;
 
@@ -78,19 +80,18 @@ pub fn aim(
     most: u32,
 ) -> Option<(Hold, u32)> {
     let error = ahead.error.max(LEAST_ERROR / 2.0);
-    let steps_to = |port: u16| {
-        let way = (i64::from(port) - i64::from(last)) / i64::from(step);
-        match range {
-            Some((low, high)) if way <= 0 => way + i64::from(high - low) / i64::from(step.abs()) + 1,
-            _ => way,
-        }
-    };
     let reachable = holds.iter().filter_map(|hold| {
-        let way = steps_to(hold.to) as f64;
+        let mut way = counter::steps_between(last, hold.to, step, range) as f64;
+        let passed = ahead.steps + SURE * error;
+        // A counter that comes around soon enough comes by again.
+        if let Some(period) = counter::period(step, range).filter(|period| *period > 0 && *period <= SOON_AROUND) {
+            while way <= passed {
+                way += period as f64;
+            }
+        }
         // The first shot takes the next port.
-        let surely_ahead = way > ahead.steps + SURE * error;
         let shots = (way - ahead.steps + SURE * error).ceil() + 2.0;
-        (surely_ahead && shots >= 1.0).then_some((*hold, shots as u32))
+        (way > passed).then_some((*hold, shots as u32))
     });
     let (hold, shots) = reachable.min_by_key(|(_, shots)| *shots)?;
     (shots <= most.saturating_add(most / 4)).then_some((hold, shots.min(most)))

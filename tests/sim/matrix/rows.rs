@@ -59,8 +59,7 @@ impl Layer {
         let one_of = |ways: &[Allocation], dice: &mut Dice| {
             ways[usize::try_from(dice.between(0, ways.len() as u64 - 1)).expect("is small")]
         };
-        const WAYS: [Allocation; 3] =
-            [Allocation::Preserving, Allocation::Sequential { step: 1 }, Allocation::Random];
+        const WAYS: [Allocation; 3] = [Allocation::Preserving, Allocation::Sequential { step: 1 }, Allocation::Random];
         let profile = match self {
             Layer::Cone(filtering) => Profile::new(Endpoint, filtering, one_of(&WAYS, dice)),
             Layer::Orderly => symmetric(Endpoint, one_of(&WAYS[..2], dice)),
@@ -191,7 +190,7 @@ const RANDOM: Goal = goal(99.9, secs(5), 2048, [Some(256); 2]);
 const MAPPED: Goal = goal(100.0, secs(1), 16, [None; 2]);
 const SAID: Goal = Goal { or_said: Some(&["random"]), ..goal(100.0, secs(5), 2048, [Some(256); 2]) };
 /// Where raising the budget would help, that is what is said when the call has had its time.
-const SAYS_MORE: Goal = Goal { or_said: Some(&["probes"]), ..goal(100.0, secs(12), 2048, [Some(256); 2]) };
+const SAYS_MORE: Goal = Goal { or_said: Some(&["[punch]"]), ..goal(100.0, secs(12), 2048, [Some(256); 2]) };
 
 const NONE: &[Layer] = &[];
 const FULL: &[Layer] = &[Layer::Cone(Scope::Endpoint)];
@@ -330,7 +329,8 @@ fn around_the_nat(rows: &mut Vec<Row>) {
         let row = Row { ipv6: true, ..Row::new(layers, layers, FIRST) };
         rows.push(row.called("IPv6 with stateful firewalls"));
     }
-    let mapped = |other: &[Layer], goal| Row { mapped: true, ..Row::new(RANDOM_ALL, other, goal).called("a port mapped") };
+    let mapped =
+        |other: &[Layer], goal| Row { mapped: true, ..Row::new(RANDOM_ALL, other, goal).called("a port mapped") };
     for other in [NONE, FULL, PORT_RESTRICTED, TRAP, RANDOM_ALL, RANDOM_HELD] {
         rows.push(mapped(other, MAPPED));
     }
