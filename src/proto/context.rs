@@ -220,6 +220,7 @@ impl Local {
             range: view.range,
             holds: Vec::new(),
             budget: Budget::default(),
+            waiting: false,
         }
     }
 

@@ -57,6 +57,14 @@ pub struct Counter {
     range: Option<(u16, u16)>,
 }
 
+/// A counter's place: the port that it gave out last, its step, and its range as far as that is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    pub last: u16,
+    pub step: i32,
+    pub range: Option<(u16, u16)>,
+}
+
 /// Where the counter is expected to be: so many steps of others beyond the last port, ± one standard deviation.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Ahead {

@@ -35,6 +35,7 @@
 //! | 11  | range         | lowest and highest port (2 each) that the NAT was seen to give out                |
 //! | 12  | hold          | first and last port (2 each) between which a mapping of ours is, the port (2) of the receiver's that it leads to; up to [`MAX_HOLDS`] |
 //! | 13  | budget        | probes, NAT entries (4 each) that the sender may spend on this call               |
+//! | 14  | waiting       | (0) payload waits for this call: where both call at once, the call of the one that has some goes first |
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -65,6 +66,7 @@ const REASON: u8 = 10;
 const RANGE: u8 = 11;
 const HOLD: u8 = 12;
 const BUDGET: u8 = 13;
+const WAITING: u8 = 14;
 
 /// An address at which a member may be reached without its NAT's mapping being guessed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -116,6 +118,8 @@ pub struct Report {
     /// Mappings made towards the receiver already.
     pub holds: Vec<Hold>,
     pub budget: Budget,
+    /// Payload waits for this call.
+    pub waiting: bool,
 }
 
 /// A rate and its standard deviation, in mappings per 1,000 s.
@@ -299,6 +303,9 @@ fn write_report(writer: Writer, report: &Report) -> Writer {
     for hold in report.holds.iter().take(MAX_HOLDS) {
         writer = writer.u8(HOLD).u8(6).u16(hold.first).u16(hold.last).u16(hold.to);
     }
+    if report.waiting {
+        writer = writer.u8(WAITING).u8(0);
+    }
     writer.u8(BUDGET).u8(8).u32(report.budget.probes).u32(report.budget.entries)
 }
 
@@ -381,6 +388,7 @@ impl Fields {
                     self.report.holds.push(hold);
                 }
             }
+            WAITING => self.report.waiting = true,
             BUDGET => self.report.budget = Budget { probes: value.u32()?, entries: value.u32()? },
             MODIFICATION => self.terms.modification = reachable(value.address()?),
             AIM => self.terms.aim = reachable(value.address()?),
@@ -431,6 +439,7 @@ mod tests {
             range: Some((30_000, 34_095)),
             holds: vec![Hold { first: 30_008, last: 30_012, to: 40_000 }],
             budget: Budget { probes: 2048, entries: 1280 },
+            waiting: true,
         }
     }
 

@@ -167,6 +167,8 @@ struct Punching {
     hold: Option<SocketId>,
     hold_tries: u32,
     update: Option<Updating>,
+    /// Where payload goes before anything was heard, and until when.
+    hope: Option<(Way, Instant)>,
 }
 
 struct Answered {
@@ -293,10 +295,13 @@ impl Peer {
     pub fn handle_packet(&mut self, now: Instant, local: &mut Local, packet: &mut Packet) -> Option<Way> {
         let sealed = match self.paths.current() {
             Some(path) => self.tunnel.seal(now, packet).then_some(path.way),
-            None => {
-                self.tunnel.hold(packet);
-                None
-            }
+            None => match self.hope(now) {
+                Some(way) => self.tunnel.seal(now, packet).then_some(way),
+                None => {
+                    self.tunnel.hold(packet);
+                    None
+                }
+            },
         };
         match sealed {
             Some(way) => {
@@ -464,7 +469,7 @@ impl Peer {
 
     /// Sends what waited for a session and a path.
     fn flush(&mut self, now: Instant, local: &mut Local) {
-        let Some(way) = self.way() else { return };
+        let Some(way) = self.way().or_else(|| self.hope(now)) else { return };
         let mut sent = false;
         while let Some(mut packet) = self.tunnel.poll_queued(now) {
             if self.tunnel.seal(now, &mut packet) {

@@ -318,10 +318,27 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
         | (Port::Moving(_) | Port::Fresh(_), Port::Random(_)) => grid::plan(&pair, &a, &b),
         (Port::Unknown, _) | (_, Port::Unknown) => Plan { rounds: Vec::new(), outlook: Outlook::Good },
     };
+    if plan.rounds.first().is_some_and(Round::is_hard) && has_nearer(caller, called) {
+        let gate = pair.pace.gate();
+        plan.rounds.insert(0, Round { strategy: Strategy::Direct, length: gate, caller: None, called: None });
+    }
     if plan.outlook == Outlook::Good {
         plan.rounds.extend(window::rounds(&pair, &plan.rounds));
     }
     plan
+}
+
+/// Whether there are candidates that may need no punch at all: the same site, IPv6 at both sides, or a mapped port.
+fn has_nearer(a: &Report, b: &Report) -> bool {
+    let has = |report: &Report, kind| report.candidates.iter().any(|candidate| candidate.kind == kind);
+    let same_site = a.tuple.zip(b.tuple).is_some_and(|(a, b)| a.ip() == b.ip());
+    let ipv6 = has(a, CandidateKind::Ipv6) && has(b, CandidateKind::Ipv6);
+    same_site || ipv6 || has(a, CandidateKind::Mapped) || has(b, CandidateKind::Mapped)
+}
+
+/// How long nearer candidates are given before anything hard; `signal`: what a message takes from member to member over the server.
+pub fn gate(a: &Report, b: &Report, signal: Duration) -> Duration {
+    if has_nearer(a, b) { signal * GATE } else { Duration::ZERO }
 }
 
 fn common(a: Budget, b: Budget) -> Budget {

@@ -20,7 +20,7 @@ use rand_chacha::rand_core::RngCore;
 
 use super::budget::{Budget, Entries, TICK};
 use super::discovery::client::SCOUT_PORTS;
-use super::message_control::{CallId, Candidate, CandidateKind};
+use super::message_control::{CallId, Candidate, CandidateKind, Hold};
 use super::nat::{Made, Mapping};
 use super::plan::{Line, Outlook, Plan, Side, Sockets, Strategy, Target, Timing};
 use super::probe::Token;
@@ -375,6 +375,36 @@ impl Punch {
         self.volley += 1;
     }
 
+    /// The peer's holds that a sweep is due over; our own counter says which is still ahead.
+    pub fn wants_aim(&self, now: Instant) -> Option<&[Hold]> {
+        let due = !self.stopped && self.aimed.is_none() && self.volley_due().is_some_and(|due| now >= due);
+        match self.side().filter(|_| due).map(|side| &side.target) {
+            Some(Target::Sweep { holds, .. }) if now < self.round_start(self.round + 1) => Some(holds),
+            _ => None,
+        }
+    }
+
+    /// The one to sweep over, and from how many sockets. `None`: they all lie behind; the next try, which has learned from that, is due at
+    /// once.
+    pub fn aim_sweep(&mut self, aim: Option<(Hold, u32)>) {
+        let at = self.round;
+        let role = self.setup.role;
+        let Some(round) = self.setup.plan.rounds.get_mut(at) else { return };
+        let side = match role {
+            Role::Caller => &mut round.caller,
+            Role::Called => &mut round.called,
+        };
+        match (aim, side) {
+            (Some((hold, count)), Some(side)) => {
+                if let Target::Sweep { ip, .. } = side.target {
+                    side.sockets = Sockets::Row(count);
+                    side.target = Target::one(SocketAddr::new(ip, hold.first));
+                }
+            }
+            _ => self.setup.plan.rounds.clear(),
+        }
+    }
+
     fn next_round(&mut self) {
         self.round += 1;
         self.volley = 0;
@@ -404,7 +434,7 @@ impl Punch {
                 let of = |draw: &Draw| (0..each).map(|nth| (draw.socket, draw.port(at, nth))).collect::<Vec<_>>();
                 Aimed::Volley(draws.iter().flat_map(of).collect())
             }
-            // Its owner aims it before it comes here; where that could not be done, there is nothing to shoot at.
+            // Its owner aims it before it comes here.
             Target::Sweep { .. } => Aimed::Volley(Vec::new()),
         }
     }

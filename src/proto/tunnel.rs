@@ -369,6 +369,11 @@ impl Tunnel {
         self.queue.push_back(Packet::copy_from(packet.bytes()));
     }
 
+    /// Whether inner packets wait for a path.
+    pub fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Whether an initiation of this peer's is newer than all that were answered or refused: no replay.
     pub fn is_new(&self, received: &Received) -> bool {
         received.timestamp > self.seen

@@ -24,7 +24,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use super::Reply;
 use super::survey::{Outcome, Protocol, Survey, Target};
 use crate::proto::config::{DISCOVERY_PORTS, Discovery, Host};
-use crate::proto::counter::{Counter, Look, Rate};
+use crate::proto::counter::{Ahead, Counter, Look, Place, Rate};
 use crate::proto::message_control::Hold;
 use crate::proto::nat::{self, Allocation, Filtering, Made, Mapping, Nat, Observation};
 use crate::proto::{Action, Instant, SocketId, Transmit, snapshot};
@@ -44,6 +44,8 @@ pub const SCOUT_PORTS: std::ops::Range<u16> = 16384..32768;
 const STALE_STEPS: i32 = 16;
 /// A counter that was looked at so short a time ago needs no survey: a watch looks every 25 ms, and its answers take a round trip.
 const WATCHED: Duration = Duration::from_millis(250);
+/// Where λ was not seen yet, it may be anything.
+const UNKNOWN_RATE: Rate = Rate { per_s: 0.0, error: 300.0 };
 /// Random ports remembered, to see whether they come from one block.
 const MAX_RANDOM_PORTS: usize = 64;
 /// A hold asks so many questions at most: more are sure to be in one burst no longer.
@@ -293,8 +295,11 @@ impl Client {
         Some((self.counter.port_after(last.port, i64::try_from(own).unwrap_or(0)), last.at))
     }
 
-    pub fn counter(&self) -> &Counter {
-        &self.counter
+    /// Where the counter is by now: its place when it was seen last, and how far others have moved it since.
+    pub fn expect(&self, now: Instant) -> Option<(Place, Ahead)> {
+        let (last, at) = self.position()?;
+        let ahead = Ahead::after(now.since(at), self.counter.rate().unwrap_or(UNKNOWN_RATE));
+        Some((Place { last, step: self.counter.step(), range: self.counter.range() }, ahead))
     }
 
     /// Whether the counter was looked at a moment ago, so that a call needs no survey.
@@ -501,7 +506,13 @@ impl Client {
     fn look(&mut self, step: i32, looks: &[Observation]) {
         self.counter.set_step(step);
         let stale = self.main_is_stale();
-        for seen in looks {
+        let by_address = self.nat.mapping == Mapping::AddressDependent;
+        for (nth, seen) in looks.iter().enumerate() {
+            // By address, another port of a server shows the mapping that the first one showed.
+            let same = |other: &Observation| other.local_port == seen.local_port && other.server.ip() == seen.server.ip();
+            if by_address && looks[..nth].iter().any(same) {
+                continue;
+            }
             // An earlier run's mappings tell nothing of where the counter is.
             if self.keeps(seen) || (stale && seen.local_port == self.main_port) {
                 continue;

@@ -6,7 +6,7 @@ use super::{Answered, Call, Incoming, Peer, Purpose, words};
 use crate::proto::action::Drop;
 use crate::proto::context::Local;
 use crate::proto::introduction::Via;
-use crate::proto::message_control::{self, Abort, Answer, CallId, Reason};
+use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report};
 use crate::proto::noise::{INITIATION_LEN, Received};
 use crate::proto::plan;
 use crate::proto::punch::Role;
@@ -81,7 +81,7 @@ impl Peer {
         if !self.config.calls.answers() {
             return self.refuse(now, local, via, passed, received, (call.id, Reason::Unwilling));
         }
-        if self.has_precedence(now, local) {
+        if self.has_precedence(now, local, &call.report) {
             return Ok(());
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
@@ -95,14 +95,16 @@ impl Peer {
         Ok(())
     }
 
-    /// Whether our own call goes first, where both call at once: that of the lower key does.
-    fn has_precedence(&self, now: Instant, local: &Local) -> bool {
+    /// Whether our own call goes first, where both call at once: the one that payload waits for, for a caller's may follow its call
+    /// sooner; or else that of the lower key.
+    fn has_precedence(&self, now: Instant, local: &Local, theirs: &Report) -> bool {
         let lower = local.identity.public() < self.config.public_key;
+        let first = |ours: &Report| if ours.waiting == theirs.waiting { lower } else { ours.waiting };
         match &self.call {
-            Call::Calling(_) => lower,
+            Call::Calling(calling) => first(&calling.report),
             Call::Punching(punching) => {
                 let punch = &punching.punch;
-                lower && punch.role() == Role::Caller && now.since(punch.opened()) < CROSSED
+                first(punching.ours()) && punch.role() == Role::Caller && now.since(punch.opened()) < CROSSED
             }
             Call::Idle | Call::Knocking { .. } | Call::Surveying { .. } | Call::Resting { .. } => false,
         }

@@ -270,6 +270,7 @@ impl Peer {
         };
         let (mut report, fresh) = local.report(now, socket, passer);
         report.budget = self.budget(local).left();
+        report.waiting = self.tunnel.has_queued() || !self.waiting_pings.is_empty();
         let watch = matches!(plan::port(&report), plan::Port::Moving(_)).then(|| self.watch(now, local)).flatten();
         let index = local.new_index(self.id);
         let wall = local.wall(now);

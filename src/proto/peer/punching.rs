@@ -16,12 +16,11 @@ use super::{Call, Incoming, Peer, Punching, words};
 use crate::proto::action::Drop;
 use crate::proto::budget::Budget;
 use crate::proto::context::Local;
-use crate::proto::counter::{Ahead, Rate};
 use crate::proto::discovery::client::TooShort;
 use crate::proto::introduction::Via;
-use crate::proto::message_control::{CallId, Hold, Report, Terms, Update};
+use crate::proto::message_control::{CallId, Report, Terms, Update};
 use crate::proto::path::{Goal, Way};
-use crate::proto::plan::{self, Outlook, Plan, Target, sweep};
+use crate::proto::plan::{self, Outlook, Plan, Strategy, Target, sweep};
 use crate::proto::probe::Ack;
 use crate::proto::punch::{Punch, Role, Setup, Shot, Step};
 use crate::proto::snapshot::Method;
@@ -37,8 +36,6 @@ const MOST_HOLDS: u32 = 3;
 const HIGHEST_LOW_TTL: u8 = 5;
 /// An update is repeated until the peer is heard, so often.
 const MOST_UPDATES: u32 = 4;
-/// Where λ was not seen yet, it may be anything.
-const UNKNOWN_RATE: Rate = Rate { per_s: 0.0, error: 300.0 };
 
 /// An update that is on its way.
 pub(super) struct Updating {
@@ -58,41 +55,32 @@ pub(super) struct Parties {
 }
 
 impl Parties {
-    fn plan(&self, now: Instant, local: &Local, budget: &Budget) -> Plan {
+    fn plan(&self, local: &Local) -> Plan {
         let (caller, called) = match self.role {
             Role::Caller => (&self.ours, &self.theirs),
             Role::Called => (&self.theirs, &self.ours),
         };
-        let mut plan = plan::plan(caller, called, &self.terms, &local.punch);
-        let first = plan.rounds.first_mut().and_then(|round| round.caller.as_mut());
-        if let (Role::Caller, Some(side)) = (self.role, first)
-            && let Target::Sweep { ip, holds } = &side.target
-        {
-            let most = budget.sockets_left().min(budget.left().entries);
-            match aim(now, local, holds, most) {
-                Some((hold, count)) => {
-                    side.sockets = plan::Sockets::Row(count);
-                    side.target = Target::one(SocketAddr::new(*ip, hold.first));
-                }
-                // It passed them all: the next try will have learned from that, and is due at once.
-                None => plan.rounds.clear(),
-            }
-        }
-        plan
+        plan::plan(caller, called, &self.terms, &local.punch)
     }
 }
 
-fn aim(
-    now: Instant,
-    local: &Local,
-    holds: &[Hold],
-    most: u32,
-) -> Option<(Hold, u32)> {
-    let (last, at) = local.discovery.position()?;
-    let counter = local.discovery.counter();
-    let rate = counter.rate().unwrap_or(UNKNOWN_RATE);
-    let ahead = Ahead::after(now.since(at), rate);
-    sweep::aim(holds, (last, counter.step(), counter.range()), ahead, most)
+/// The caller's first packet may be payload, right behind the first probe: where the plan has it shoot from one socket at one
+/// port, that port is the peer's by its own sealed word. The called member has no key of the caller's confirmed yet, and waits.
+fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<(Way, Instant)> {
+    let round = setup.plan.rounds.first().filter(|_| setup.role == Role::Caller)?;
+    let side = round.caller.as_ref()?;
+    let Target::Ports { ip, ports } = &side.target else { return None };
+    let ([port], Some(ours)) = (ports.as_slice(), parties.ours.tuple) else { return None };
+    let socket = match side.sockets {
+        plan::Sockets::Main => SocketId::MAIN_V4,
+        plan::Sockets::Reported => setup.reported,
+        plan::Sockets::Fresh => setup.fresh?,
+        plan::Sockets::New | plan::Sockets::Row(_) => return None,
+    };
+    // Two behind one NAT are nearer to each other than that.
+    let apart = !round.is_hard() && side.timing == plan::Timing::Volleys && ours.ip() != *ip;
+    let way = Way { socket, remote: SocketAddr::new(*ip, *port) };
+    apart.then_some((way, now + parties.terms.round / 4))
 }
 
 /// The sockets that a call brings along.
@@ -104,7 +92,7 @@ pub(super) struct Sockets {
 
 impl Punching {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let update = self.update.as_ref().filter(|update| update.tries < MOST_UPDATES).map(|update| update.due);
+        let update = self.update.as_ref().map(|update| update.due);
         self.punch.poll_timeout().into_iter().chain(update).min()
     }
 
@@ -143,7 +131,7 @@ impl Peer {
         sockets: Sockets,
     ) -> bool {
         let budget = self.budget(local).clone();
-        let plan = parties.plan(now, local, &budget);
+        let plan = parties.plan(local);
         let Sockets { reported, fresh, watch } = sockets;
         if plan.rounds.first().is_some_and(plan::Round::is_hard) && !local.take_hard_turn(self.id) {
             self.end_sockets(local, reported, fresh);
@@ -168,16 +156,32 @@ impl Peer {
             // A try that came to nothing may have ended within our own site.
             low_ttl: local.low_ttl + u8::try_from(self.failures.min(2)).unwrap_or(0),
         };
+        let hope = hope(now, &setup, &parties);
         let punch = Punch::new(now, setup, budget);
         let (hold, hold_tries, update) = (None, 0, None);
-        self.call = Call::Punching(Box::new(Punching { punch, index, parties, watch, hold, hold_tries, update }));
+        self.call = Call::Punching(Box::new(Punching { punch, index, parties, watch, hold, hold_tries, update, hope }));
         self.drive_punch(now, local);
+        if self.paths.current().is_none() {
+            self.flush(now, local);
+        }
         true
+    }
+
+    /// Where payload may go before anything was heard: the one port that the peer's sealed answer names, for a moment.
+    pub(super) fn hope(&self, now: Instant) -> Option<Way> {
+        let Call::Punching(punching) = &self.call else { return None };
+        punching.hope.filter(|(_, until)| now < *until).map(|(way, _)| way)
     }
 
     pub(super) fn drive_punch(&mut self, now: Instant, local: &mut Local) {
         self.on_hold(now, local);
         let Call::Punching(punching) = &mut self.call else { return };
+        if let Some(holds) = punching.punch.wants_aim(now) {
+            let budget = &punching.punch.budget;
+            let most = budget.sockets_left().min(budget.left().entries);
+            let aim = local.discovery.expect(now).and_then(|(place, ahead)| sweep::aim(holds, place, ahead, most));
+            punching.punch.aim_sweep(aim);
+        }
         let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
         local.discovery.note_mappings(punching.punch.take_mappings());
         let index = punching.index;
@@ -210,7 +214,7 @@ impl Peer {
         let theirs = &incoming.call.report;
         let signal = (ours.server_delay + theirs.server_delay) / 2 + COMPUTING;
         // The call came a signal after its report; the sweep comes after the hold's round trip and the answer.
-        let ahead = signal + now.since(incoming.came) + ours.server_delay + signal;
+        let ahead = signal + now.since(incoming.came) + ours.server_delay + signal + plan::gate(&ours, theirs, signal);
         let places = plan::wants_hold(&ours, theirs, true, ahead);
         let socket = self.start_hold(now, local, &places, incoming.tries)?;
         incoming.tries += 1;
@@ -290,7 +294,7 @@ impl Peer {
         parties.ours.tuple = view.tuple.or(parties.ours.tuple);
         parties.ours.age = view.age;
         let start = now + (parties.ours.server_delay + parties.theirs.server_delay) / 2 + COMPUTING;
-        let plan = parties.plan(now, local, &punching.punch.budget);
+        let plan = parties.plan(local);
         let old = punching.punch.replan(now, start, plan, socket);
         let update = Update { id: parties.id, report: parties.ours.clone() };
         let index = punching.index;
@@ -308,10 +312,10 @@ impl Peer {
     fn repeat_update(&mut self, now: Instant, local: &mut Local) {
         let heard = self.paths.current().is_some() && !self.paths.is_suspect();
         let Call::Punching(punching) = &mut self.call else { return };
-        let Some(update) = punching.update.as_mut().filter(|update| now >= update.due && !heard) else { return };
-        if update.tries >= MOST_UPDATES {
-            return;
+        if heard || punching.update.as_ref().is_some_and(|update| update.tries >= MOST_UPDATES) {
+            punching.update = None;
         }
+        let Some(update) = punching.update.as_mut().filter(|update| now >= update.due) else { return };
         update.tries += 1;
         update.due = now + retry_after(&punching.parties.ours);
         let (via, passed) = (punching.parties.via, update.passed.clone());
@@ -330,7 +334,7 @@ impl Peer {
         }
         if punching.parties.theirs != update.report {
             punching.parties.theirs = update.report;
-            let plan = punching.parties.plan(now, local, &punching.punch.budget);
+            let plan = punching.parties.plan(local);
             let reported = punching.punch.reported();
             punching.punch.replan(now, now, plan, reported);
         }
@@ -348,6 +352,7 @@ impl Peer {
         }
         let elapsed = now.since(self.call_began.unwrap_or(now));
         let good = punching.punch.outlook() == Outlook::Good;
+        let strategy = punching.punch.strategy();
         if elapsed + LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
             self.end_call(local, None);
@@ -361,6 +366,8 @@ impl Peer {
             let way = Way { socket: SocketId::main_for(&remote), remote };
             self.challenge(now, local, way, Goal::Move(Method::Punch));
         }
-        self.fail(now, local, why, FIRST_REST);
+        // What a whole budget could not do, or no budget can, is not worth another one soon: the back-off begins at its end.
+        let spent = matches!(strategy, Some(Strategy::Cells | Strategy::Grid)) || !good;
+        self.fail(now, local, why, if spent { local.punch.timeout } else { FIRST_REST });
     }
 }

@@ -15,7 +15,7 @@ use crate::proto::counter;
 /// Mappings a side makes in a round: a block of the size that carriers give out most (RFC 7422's example has 512).
 const CELLS: u32 = 512;
 /// Where the whole range leaves no hope, a small round is enough to have tried.
-const TOKEN: u32 = 128;
+const TOKEN: u32 = 64;
 /// One round in four is worth the next.
 const LITTLE: f64 = 0.25;
 

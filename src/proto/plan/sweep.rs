@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Moving, Outlook, Pair, Plan, Port, Side, Sockets, Strategy, Target, Timing, placed};
-use crate::proto::counter::{self, Ahead};
+use crate::proto::counter::{self, Ahead, Place};
 use crate::proto::message_control::{Hold, Report};
 
 /// Where the held ports stand, in standard deviations from the expected place.
@@ -71,14 +71,10 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     Plan { rounds: vec![round], outlook: Outlook::Good }
 }
 
-/// Which of the peer's holds to sweep over, and from how many sockets, by the newest look at our own counter: `last` is the port
-/// that it gave out last and `ahead` how far others have moved it since. `None`: it has passed them all.
-pub fn aim(
-    holds: &[Hold],
-    (last, step, range): (u16, i32, Option<(u16, u16)>),
-    ahead: Ahead,
-    most: u32,
-) -> Option<(Hold, u32)> {
+/// Which of the peer's holds to sweep over, and from how many sockets, by the newest look at our own counter and how far others
+/// have moved it since. `None`: it has passed them all, or the way is longer than the budget.
+pub fn aim(holds: &[Hold], place: Place, ahead: Ahead, most: u32) -> Option<(Hold, u32)> {
+    let Place { last, step, range } = place;
     let error = ahead.error.max(LEAST_ERROR / 2.0);
     let reachable = holds.iter().filter_map(|hold| {
         let mut way = counter::steps_between(last, hold.to, step, range) as f64;

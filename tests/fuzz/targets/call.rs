@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use p2ptund::proto::budget::Budget;
 use p2ptund::proto::message_control::{Answer, Report};
 use p2ptund::proto::punch::{Punch, Role, Setup, SocketIds, Step};
-use p2ptund::proto::{Instant, SocketId, config, plan};
+use p2ptund::proto::{Instant, SocketId, config, message_control, plan};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -23,6 +24,7 @@ pub fn run(data: &[u8]) {
         sockets: u32::from(input.u16() % 1025),
         probes: u32::from(input.u16()),
         timeout: Duration::from_millis(u64::from(input.u16()) + 1000),
+        ..config::Punch::default()
     };
     // `until_start` follows from both reports' round trips to the server, which are any; a round is bounded by both sides.
     let mut millis = || Duration::from_millis(u64::from(input.u32() >> 8));
@@ -34,24 +36,23 @@ pub fn run(data: &[u8]) {
     let ours = plan::terms(&caller, &called, since_call, until_start, round);
     let mut theirs = answer.map_or(ours, |answer| answer.terms);
     theirs.round = theirs.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
-    plan::outlook(&caller, &called);
     for (role, terms) in [(Role::Called, ours), (Role::Caller, theirs)] {
         let (one, other) = if role == Role::Called { (&called, &caller) } else { (&caller, &called) };
         let setup = Setup {
             id: 1,
             role,
             start: Instant::from_nanos(1_000_000_000) + until_start,
-            rounds: plan::rounds(&caller, &called, &terms, &limits),
-            round: terms.round,
-            outlook: plan::outlook(&caller, &called),
+            plan: plan::plan(&caller, &called, &terms, &limits),
             reported: SocketId::MAIN_V4,
             fresh: one.fresh_port.map(|_| SocketId(1000)),
             candidates: other.candidates.iter().copied().take(usize::from(candidates)).collect(),
-            limits,
-            server: Some("198.51.100.7:4270".parse().expect("is an address")),
+            mapping: one.mapping,
+            low_ttl: 2,
         };
-        play(setup);
+        play(setup, limits);
     }
+    let places = plan::wants_hold(&caller, &called, true, since_call);
+    assert!(places.len() <= message_control::MAX_HOLDS);
 }
 
 fn report(input: &mut Input<'_>) -> (Report, Option<Answer>) {
@@ -60,13 +61,16 @@ fn report(input: &mut Input<'_>) -> (Report, Option<Answer>) {
     (answer.clone().map(|answer| answer.report).unwrap_or_default(), answer)
 }
 
-fn play(setup: Setup) {
-    let limits = setup.limits;
+fn play(setup: Setup, limits: config::Punch) {
     let mut now = Instant::from_nanos(1_000_000_000);
-    let mut punch = Punch::new(now, setup);
+    let mut punch = Punch::new(now, setup, Budget::new(limits));
     let (mut ids, mut rng) = (SocketIds::default(), ChaCha20Rng::from_seed([4; 32]));
     let (mut probes, mut opened) = (0, BTreeSet::new());
     while !punch.has_expired(now) {
+        if let Some(holds) = punch.wants_aim(now) {
+            let aim = holds.first().map(|hold| (*hold, limits.sockets));
+            punch.aim_sweep(aim);
+        }
         for step in punch.handle_timeout(now, &mut ids, &mut rng) {
             match step {
                 Step::Open { socket, .. } => assert!(opened.insert(socket), "a socket is opened once"),
@@ -81,9 +85,9 @@ fn play(setup: Setup) {
         assert!(due > now, "all that was due is done");
         now = due;
     }
-    // Blanks come on top: one for each socket of a row.
-    assert!(punch.probes_sent() <= u64::from(limits.probes));
-    assert!(probes <= limits.probes + limits.sockets);
+    assert_eq!(punch.probes_sent(), u64::from(probes));
+    assert!(probes <= limits.probes);
+    assert!(punch.budget.entries() <= limits.entries);
     assert!(opened.len() <= limits.sockets as usize);
     punch.close(None);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use p2ptund::proto::config::{Discovery, Host, HostPort};
 use p2ptund::proto::discovery::client::Client;
+use p2ptund::proto::nat::Made;
 use p2ptund::proto::discovery::{PubInfo, Reply, Start};
 use p2ptund::proto::{Action, Instant, SocketId, stun};
 
@@ -54,7 +55,10 @@ pub fn run(data: &[u8]) {
                 0 => client.start(now, 4275, &own, socket),
                 1 => client.again(now),
                 2 => client.forget_scout(socket),
-                _ => client.note_mappings(usize::from(input.u16())),
+                _ => {
+                    let made = u64::from(input.u16());
+                    client.note_mappings(Made { sockets: made, by_address: made, by_port: made });
+                },
             },
             _ => {
                 let addresses: Vec<_> = (0..input.u8() % 8).map(|_| input.address().ip()).collect();
@@ -65,7 +69,7 @@ pub fn run(data: &[u8]) {
         for view in [client.view(now, SocketId::MAIN_V4), client.view(now, socket)] {
             assert!(view.allocation.step() != Some(0), "a step is a step");
         }
-        let nat = client.nat();
+        let nat = client.nat(now);
         assert!(nat.cross_traffic_per_s.is_none_or(|rate| rate.is_finite() && rate >= 0.0));
         client.is_ready(now, socket);
         client.moves();

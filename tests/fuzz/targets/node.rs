@@ -94,7 +94,7 @@ fn config(who: usize, flags: u8) -> Config {
         rendezvous: if is(7) { Vec::new() } else { vec![rendezvous()] },
         peers: others.iter().map(|other| peer(*other)).collect(),
         // Small, so that a run is short; all bounds follow from it.
-        punch: Punch { window: (-4, 8), sockets: 16, probes: 128, timeout: Duration::from_secs(5) },
+        punch: Punch { window: (-4, 8), sockets: 16, probes: 128, timeout: Duration::from_secs(5), ..Punch::default() },
     }
 }
 
