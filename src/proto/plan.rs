@@ -137,6 +137,9 @@ pub enum Timing {
     Volleys,
     /// As `Volleys`, and whoever shoots, its first with a low TTL.
     LowFirst,
+    /// At the start, so that they end at the next router: they open a firewall on our own machine and touch no NAT. Once more after a
+    /// third of the round.
+    Inside,
     /// At the start with a low TTL, and not before two thirds of the round with a full one: the other's shot comes in by itself.
     Low,
     /// As the pace allows, from the start on.
@@ -215,6 +218,17 @@ pub struct Plan {
 
 /// A mapped port or an open filter is worth a round trip before anything hard is begun.
 const GATE: u32 = 4;
+/// Bounds on the length of a round: long enough for a shot to arrive and its answer to come back, as far as can be known from the
+/// way over the server; short enough for several rounds in a call.
+pub const SHORTEST_ROUND: Duration = Duration::from_millis(500);
+pub const LONGEST_ROUND: Duration = Duration::from_secs(2);
+/// Signals in a round.
+const SIGNALS: u32 = 8;
+
+/// The length of a round where a message takes so long from member to member over the server.
+pub fn round_of(signal: Duration) -> Duration {
+    (signal * SIGNALS).clamp(SHORTEST_ROUND, LONGEST_ROUND)
+}
 
 /// Times, from the called member's terms.
 #[derive(Clone, Copy, Debug)]
@@ -226,7 +240,7 @@ pub struct Pace {
 
 impl Pace {
     pub fn of(terms: &Terms) -> Self {
-        Self { lead: terms.round / 8 }
+        Self { lead: terms.round / SIGNALS }
     }
 
     /// So long that a shot and its answer come through, and an answer to that.
@@ -338,7 +352,7 @@ fn has_nearer(a: &Report, b: &Report) -> bool {
 
 /// How long nearer candidates are given before anything hard; `signal`: what a message takes from member to member over the server.
 pub fn gate(a: &Report, b: &Report, signal: Duration) -> Duration {
-    if has_nearer(a, b) { signal * GATE } else { Duration::ZERO }
+    if has_nearer(a, b) { round_of(signal) / SIGNALS * GATE } else { Duration::ZERO }
 }
 
 fn common(a: Budget, b: Budget) -> Budget {
@@ -375,11 +389,18 @@ pub fn placed(strategy: Strategy, length: Duration, a: Option<Side>, b: Option<S
     Round { strategy, length, caller, called }
 }
 
+/// Whether a fixed port lets in whoever was not sent to from there, or from any port of an address: then nothing has to be known
+/// of the other's port.
+fn is_open(filtering: Filtering) -> bool {
+    matches!(filtering, Filtering::EndpointIndependent | Filtering::AddressDependent)
+}
+
 /// Towards where a side must make mappings before the plan is made, so that it can tell their ports: the places, in order.
-/// `ahead`: how long from now until the other side would shoot.
-pub fn wants_hold(ours: &Report, theirs: &Report, called: bool, ahead: Duration) -> Vec<SocketAddr> {
+/// `ahead`: how long from now until the other side would shoot; `again`: what needs no hold was tried.
+pub fn wants_hold(ours: &Report, theirs: &Report, called: bool, ahead: Duration, again: bool) -> Vec<SocketAddr> {
     let Port::Moving(us) = port(ours) else { return Vec::new() };
     match port(theirs) {
+        Port::Fixed { filtering, .. } if is_open(filtering) && !again => Vec::new(),
         Port::Fixed { at, .. } | Port::Fresh(at) => vec![at],
         Port::Moving(them) if called => sweep::places(&them, theirs, ahead),
         // By address, one mapping serves every port of the other's.

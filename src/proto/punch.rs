@@ -131,6 +131,8 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// As far as the router.
+const INSIDE_TTL: u8 = 1;
 /// When candidates are probed, after the start: at once, and again against loss.
 const CANDIDATE_AT: [u64; 6] = [0, 100, 300, 700, 1500, 3100];
 /// The most candidates probed: the best ones; each costs six probes.
@@ -296,7 +298,8 @@ impl Punch {
             (Timing::Volleys, nth) => full(nth),
             (Timing::LowFirst, nth @ 1..=3) => full(nth),
             (Timing::Low, 1) => full(3),
-            (Timing::LowFirst | Timing::Low | Timing::Paced, _) => None,
+            (Timing::Inside, nth @ 0..=1) => full(nth * 2).map(|(at, _)| (at, false)),
+            (Timing::LowFirst | Timing::Low | Timing::Inside | Timing::Paced, _) => None,
         }
     }
 
@@ -357,7 +360,8 @@ impl Punch {
         match self.aimed.take() {
             Some(Aimed::Volley(shots)) => {
                 let full = self.volley(side.timing, length).is_none_or(|(_, full)| full);
-                let ttl = (!full).then_some(self.setup.low_ttl);
+                let low = if side.timing == Timing::Inside { INSIDE_TTL } else { self.setup.low_ttl };
+                let ttl = (!full).then_some(low);
                 for shot in &shots {
                     self.shoot(now, *shot, ttl, None, rng, steps);
                 }
@@ -469,13 +473,16 @@ impl Punch {
         rng: &mut ChaCha20Rng,
         steps: &mut Vec<Step>,
     ) {
-        if !self.budget.take_probe(self.entries.is_new(socket, to)) {
+        let leaves = ttl != Some(INSIDE_TTL);
+        if !self.budget.take_probe(leaves && self.entries.is_new(socket, to)) {
             return;
         }
-        let made = self.entries.note(socket, to);
-        self.made.sockets += made.sockets;
-        self.made.by_address += made.by_address;
-        self.made.by_port += made.by_port;
+        if leaves {
+            let made = self.entries.note(socket, to);
+            self.made.sockets += made.sockets;
+            self.made.by_address += made.by_address;
+            self.made.by_port += made.by_port;
+        }
         let token = rng.next_u64();
         self.fired.push(Fired { token, socket, to, at: now });
         steps.push(Step::Shoot(Shot { socket, to, ttl, token, via }));

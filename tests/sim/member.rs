@@ -281,9 +281,10 @@ impl Member {
             }
         }
         let to_an_endpoint = self.connected.values().any(|endpoint| *endpoint == to);
-        self.probes += u32::from(!to_an_endpoint && !self.servers.contains(&to.ip()));
-        let on_a_path = self.is_connected() || to_an_endpoint;
-        if !self.servers.contains(&to.ip()) && !on_a_path {
+        // Payload is the user's own, wherever it goes.
+        let is_probe = !self.servers.contains(&to.ip()) && !payload.starts_with(&TRANSPORT);
+        self.probes += u32::from(is_probe && !to_an_endpoint);
+        if is_probe && !self.is_connected() && !to_an_endpoint {
             self.call.probes += 1;
             self.most = self.most.at_most(self.call);
             // With several peers, calls may follow each other without an end that shows here.

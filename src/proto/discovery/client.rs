@@ -473,7 +473,7 @@ impl Client {
         let surveys = || self.main.iter().chain(&self.filter).chain(&self.scouts);
         let looks: Vec<Observation> = surveys().flat_map(Survey::looks).collect();
         // One socket's whole view tells the mapping: the latest that is complete, and the others' ports with it the step.
-        let whole = self.main.iter().chain(&self.scouts).filter(|survey| survey.is_ready(now));
+        let whole = self.main.iter().chain(&self.scouts).filter(|survey| survey.tells_mapping && survey.is_ready(now));
         let latest = whole.filter(|survey| survey.observations().next().is_some()).max_by_key(|survey| survey.started);
         if let Some(survey) = latest {
             let main: Vec<_> = survey.observations().collect();

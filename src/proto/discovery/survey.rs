@@ -79,9 +79,9 @@ pub enum Outcome {
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// 250, 500, 1,000 and 2,000 ms: RFC 8489 goes on for 39.5 s, which no call waits for.
 const TRIES: u32 = 4;
-/// Once an answer came, others that are not there this much later are not waited for: the first round trip tells what to
-/// expect of the others, and a server that is away must not hold up a call.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Once an answer came, others are waited for as long again as it took, and this much: the first round trip tells what to
+/// expect of the others, and a server that is away, or a datagram that was lost, must not hold up a call.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// Where no answer came at all, the answer that matters is that there is none.
 const GIVE_UP: Duration = Duration::from_millis(1500);
 
@@ -96,6 +96,8 @@ pub struct Survey {
     pub started: Instant,
     /// Whether its socket had sent to none of the servers before, so that each answer shows a new mapping.
     fresh: bool,
+    /// Whether its questions are chosen to tell the mapping; those of a watch or a hold are chosen to show new ports.
+    pub tells_mapping: bool,
     tries: u32,
     shots: Vec<Shot>,
     first_answer: Option<Instant>,
@@ -130,8 +132,8 @@ impl Survey {
                 }
             })
             .collect();
-        let (fresh, tries, shots) = (true, TRIES, Vec::new());
-        Self { socket, local_port, started: now, fresh, tries, shots, first_answer: None, last_answer: None, waited: false, queries }
+        let (fresh, tells_mapping, tries, shots) = (true, true, TRIES, Vec::new());
+        Self { socket, local_port, started: now, fresh, tells_mapping, tries, shots, first_answer: None, last_answer: None, waited: false, queries }
     }
 
     /// The socket has sent to these servers before: the answers show mappings that were made then.
@@ -145,7 +147,7 @@ impl Survey {
         for (query, nth) in self.queries.iter_mut().zip(0..) {
             query.first_sent = self.started + SPREAD * nth;
         }
-        self.tries = 1;
+        (self.tries, self.tells_mapping) = (1, false);
         self
     }
 
@@ -163,6 +165,7 @@ impl Survey {
             made: None,
         };
         self.shots = shots.iter().enumerate().map(shot).collect();
+        self.tells_mapping = false;
         self
     }
 
@@ -192,9 +195,13 @@ impl Survey {
             return None;
         }
         Some(match self.last_answer {
-            Some(last) => (last + PATIENCE).min(self.started + GIVE_UP),
+            Some(last) => (last + self.first_round_trip() + PATIENCE).min(self.started + GIVE_UP),
             None => self.started + GIVE_UP,
         })
+    }
+
+    fn first_round_trip(&self) -> Duration {
+        self.first_answer.map_or(GIVE_UP, |at| at.since(self.started))
     }
 
     pub fn is_finished(&self) -> bool {

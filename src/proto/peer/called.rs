@@ -1,6 +1,6 @@
 //! Our side of a call that the peer places: taken or refused, and answered (patent \[0063\] to \[0068\]).
 
-use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, SHORTEST_ROUND, UPDATE};
+use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, UPDATE};
 use super::punching::{Parties, Sockets};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
 use crate::proto::action::Drop;
@@ -76,7 +76,7 @@ impl Peer {
         let mut call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
         if let Via::Member { delay, .. } = via {
             // The caller meant another way. An introducer that lies can make us late, which it could by waiting; not early.
-            call.report.server_delay = call.report.server_delay.max(delay.min(LONGEST_ROUND));
+            call.report.server_delay = call.report.server_delay.max(delay.min(plan::LONGEST_ROUND));
         }
         if !self.config.calls.answers() {
             return self.refuse(now, local, via, passed, received, (call.id, Reason::Unwilling));
@@ -142,7 +142,7 @@ impl Peer {
         ours.budget = self.budget(local).left();
         // Half of both round trips to who passes the call: when the caller most likely has the answer.
         let until_start = (call.report.server_delay + ours.server_delay) / 2 + COMPUTING;
-        let round = (until_start * 8).clamp(SHORTEST_ROUND, LONGEST_ROUND);
+        let round = plan::round_of(until_start);
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
         let sockets = Sockets { reported: socket, fresh, watch: None };

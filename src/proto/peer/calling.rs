@@ -48,11 +48,6 @@ const TURN_REST: Duration = Duration::from_millis(200);
 pub(super) const BUSY_REST: Duration = Duration::from_millis(1500);
 /// A member that does not want us will not want us in a second either.
 const REFUSED_REST: Duration = Duration::from_secs(60);
-/// Bounds on a round of the shotgun: long enough for a shot to arrive and its answer to come back, as far as can be known
-/// from the way over the server; short enough for several rounds in a call.
-pub(super) const SHORTEST_ROUND: Duration = Duration::from_millis(500);
-pub(super) const LONGEST_ROUND: Duration = Duration::from_secs(2);
-
 impl Peer {
     /// What passes the call's own deadlines.
     pub(super) fn call_timeout(&self) -> Option<Instant> {
@@ -357,8 +352,8 @@ impl Peer {
         let Calling { report, socket, fresh, watch, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
         let mut terms = answer.terms;
-        terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
-        let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO);
+        terms.round = terms.round.clamp(plan::SHORTEST_ROUND, plan::LONGEST_ROUND);
+        let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO, self.has_tried());
         let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via };
         let sockets = Sockets { reported: socket, fresh, watch };
         if !self.punch(now, local, index, now, parties, sockets) {

@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::calling::{FIRST_REST, LONGEST_ROUND, UPDATE, retry_after};
+use super::calling::{FIRST_REST, UPDATE, retry_after};
 use super::called::COMPUTING;
 use super::{Call, Incoming, Peer, Punching, words};
 use crate::proto::action::Drop;
@@ -109,6 +109,11 @@ impl Peer {
     /// What this call, with all its tries, may still spend.
     pub(super) fn budget(&mut self, local: &Local) -> &mut Budget {
         self.budget.get_or_insert_with(|| Budget::new(local.punch))
+    }
+
+    /// Whether an earlier try of this call came to nothing.
+    pub(super) fn has_tried(&self) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.probes() > 0)
     }
 
     /// Watches our own counter while the call is on its way, so that a sweep knows where it is and how fast others move it.
@@ -215,7 +220,7 @@ impl Peer {
         let signal = (ours.server_delay + theirs.server_delay) / 2 + COMPUTING;
         // The call came a signal after its report; the sweep comes after the hold's round trip and the answer.
         let ahead = signal + now.since(incoming.came) + ours.server_delay + signal + plan::gate(&ours, theirs, signal);
-        let places = plan::wants_hold(&ours, theirs, true, ahead);
+        let places = plan::wants_hold(&ours, theirs, true, ahead, self.has_tried());
         let socket = self.start_hold(now, local, &places, incoming.tries)?;
         incoming.tries += 1;
         Some(socket)
@@ -283,7 +288,7 @@ impl Peer {
                 if outcome == Err(TooShort) {
                     local.low_ttl = (local.low_ttl + 1).min(HIGHEST_LOW_TTL);
                 }
-                let places = plan::wants_hold(&punching.parties.ours, &punching.parties.theirs, false, Duration::ZERO);
+                let places = plan::wants_hold(punching.ours(), punching.theirs(), false, Duration::ZERO, true);
                 self.close_socket(local, socket);
                 return self.hold_towards(now, local, &places);
             }
@@ -353,7 +358,7 @@ impl Peer {
         let elapsed = now.since(self.call_began.unwrap_or(now));
         let good = punching.punch.outlook() == Outlook::Good;
         let strategy = punching.punch.strategy();
-        if elapsed + LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good {
+        if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
             self.end_call(local, None);
             self.call = Call::Resting { until: now + wait };

@@ -11,7 +11,10 @@
 //! are two ports to shoot at). Where the moving side calls, it learns the fixed port from the answer, and an update follows a round
 //! trip to its servers later; the called member waits for that. Where no hold comes, the shotgun is left.
 
-use super::{Moving, Outlook, Pair, Plan, Port, Side, Sockets, Strategy, Target, Timing, direct, placed, ports_of};
+use super::{
+    Moving, Outlook, Pair, Plan, Port, Round, Side, Sockets, Strategy, Target, Timing, direct, is_open, placed, ports_of,
+};
+use crate::proto::nat::Filtering;
 
 pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     let (fixed, mover, moving, moving_calls) = match (a, b) {
@@ -25,7 +28,8 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
             let back = direct::side(mover, fixed, Timing::Volleys);
             vec![placed(Strategy::Hold, pair.terms.round, back, Some(side), moving_calls)]
         }
-        // A side that a probe finds without all this (an open filter, a mapped port) need not wait.
+        // Where anybody may come in, the moving side needs no hold.
+        None if is_open_port(fixed) => vec![opened(pair, fixed, mover, moving, moving_calls)],
         None if moving_calls => {
             let length = pair.caller.server_delay + pair.pace.lead * 6;
             vec![placed(Strategy::Wait, length, None, open(fixed, moving), true)]
@@ -33,6 +37,18 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
         None => Vec::new(),
     };
     Plan { rounds, outlook: Outlook::Good }
+}
+
+fn is_open_port(fixed: &Port) -> bool {
+    matches!(fixed, Port::Fixed { filtering, .. } if is_open(*filtering))
+}
+
+/// A shot each: the fixed side's opens a filter that goes by addresses.
+fn opened(pair: &Pair<'_>, fixed: &Port, mover: &Port, moving: &Moving, moving_calls: bool) -> Round {
+    let (mine, its) = if moving_calls { (Timing::Volleys, Timing::Opened) } else { (Timing::Opened, Timing::Volleys) };
+    let back = Port::Fixed { at: moving.last, from: Sockets::Reported, filtering: Filtering::Unknown };
+    let shot = direct::side(mover, fixed, mine);
+    placed(Strategy::Direct, pair.terms.round, shot, direct::side(fixed, &back, its), moving_calls)
 }
 
 /// The fixed side's shot at the hold that leads to it.

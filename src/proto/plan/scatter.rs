@@ -32,10 +32,14 @@ pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -
     let most = pair.punch.sockets.min(pair.budget.entries).saturating_sub(ENTRIES_ASIDE).max(1);
     let sockets = ((ENOUGH * f64::from(width) / f64::from(shots)).ceil() as u32).clamp(1, most);
     let expected = f64::from(sockets) * f64::from(shots) / f64::from(width);
-    let row = Side { sockets: Sockets::Row(sockets), target: Target::one(*at), timing: Timing::Low };
+    // A mapped port lets in anybody whom a firewall on the machine itself lets in: that is opened from inside, and the random side comes.
+    let inside = *from == Sockets::Main;
+    let (timing, back) = if inside { (Timing::Inside, Timing::Volleys) } else { (Timing::Paced, Timing::Low) };
+    let row = Side { sockets: Sockets::Row(sockets), target: Target::one(*at), timing: back };
     let target = Target::Draw { at: random.ports, each: shots };
-    let scatter = Side { sockets: *from, target, timing: Timing::Paced };
-    let length = pair.punch_time(shots) + pair.pace.gate();
+    let scatter = Side { sockets: *from, target, timing };
+    let shooting = if inside { pair.terms.round } else { pair.punch_time(shots) };
+    let length = shooting + pair.pace.gate();
     let mut rounds: Vec<Round> = gate(pair, random, fixed, *filtering, random_calls).into_iter().collect();
     rounds.push(placed(Strategy::Scatter, length, Some(row), Some(scatter), random_calls));
     let needs = (ENOUGH * f64::from(width) / f64::from(most)).ceil() as u32;

@@ -62,8 +62,8 @@ fn a_held_port_is_shot_at_and_nothing_else() {
 #[test]
 fn a_called_member_waits_for_the_hold_of_a_caller_whose_ports_move() {
     assert_eq!(rounds(&counting(1), &there(cone())).rounds[0].strategy, Strategy::Wait);
-    assert_eq!(wants_hold(&counting(1), &there(cone()), false, Duration::ZERO), [SocketAddr::from((THEIRS, 40_000))]);
-    assert!(wants_hold(&cone(), &there(counting(1)), true, Duration::ZERO).is_empty());
+    assert_eq!(wants_hold(&counting(1), &there(cone()), false, Duration::ZERO, false), [SocketAddr::from((THEIRS, 40_000))]);
+    assert!(wants_hold(&cone(), &there(counting(1)), true, Duration::ZERO, false).is_empty());
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub fn run(data: &[u8]) {
         };
         play(setup, limits);
     }
-    let places = plan::wants_hold(&caller, &called, true, since_call);
+    let places = plan::wants_hold(&caller, &called, true, since_call, false);
     assert!(places.len() <= message_control::MAX_HOLDS);
 }
 
