@@ -380,7 +380,10 @@ impl Punch {
     }
 
     /// The peer's holds that a sweep is due over; our own counter says which is still ahead.
-    pub fn wants_aim(&self, now: Instant) -> Option<&[Hold]> {
+    pub fn wants_aim(&mut self, now: Instant) -> Option<&[Hold]> {
+        while self.round < self.setup.plan.rounds.len() && now >= self.round_start(self.round + 1) {
+            self.next_round();
+        }
         let due = !self.stopped && self.aimed.is_none() && self.volley_due().is_some_and(|due| now >= due);
         match self.side().filter(|_| due).map(|side| &side.target) {
             Some(Target::Sweep { holds, .. }) if now < self.round_start(self.round + 1) => Some(holds),

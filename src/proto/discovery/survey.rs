@@ -79,9 +79,12 @@ pub enum Outcome {
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// 250, 500, 1,000 and 2,000 ms: RFC 8489 goes on for 39.5 s, which no call waits for.
 const TRIES: u32 = 4;
-/// Once an answer came, others are waited for as long again as it took, and this much: the first round trip tells what to
-/// expect of the others, and a server that is away, or a datagram that was lost, must not hold up a call.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// A question whose neighbours are answered is asked again this much later than they were: it was lost, or its server is further
+/// away or none at all.
+const OVERDUE: Duration = Duration::from_millis(30);
+/// Once answers came, others are waited for twice as long again as the first took, and this much, so that what was asked again
+/// may come: but a server that is away must not hold up a call.
+const PATIENCE: Duration = Duration::from_millis(80);
 /// Where no answer came at all, the answer that matters is that there is none.
 const GIVE_UP: Duration = Duration::from_millis(1500);
 
@@ -195,9 +198,22 @@ impl Survey {
             return None;
         }
         Some(match self.last_answer {
-            Some(last) => (last + self.first_round_trip() + PATIENCE).min(self.started + GIVE_UP),
+            Some(last) => (last + self.first_round_trip() * 2 + PATIENCE).min(self.started + GIVE_UP),
             None => self.started + GIVE_UP,
         })
+    }
+
+    /// When a question is to be asked, for the first time or again.
+    fn due(&self, query: &Query) -> Instant {
+        let again = query.last_sent + FIRST_RETRY * 2u32.pow(query.tries.clamp(1, TRIES) - 1);
+        match (query.tries, self.first_answer) {
+            (0, _) => query.first_sent,
+            (1, Some(answered)) if self.tries > 1 => {
+                let overdue = answered.max(query.last_sent + self.first_round_trip()) + OVERDUE;
+                again.min(overdue.max(query.last_sent))
+            }
+            _ => again,
+        }
     }
 
     fn first_round_trip(&self) -> Duration {
@@ -250,7 +266,7 @@ impl Survey {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let waiting = self.queries.iter().filter(|query| query.outcome == Outcome::Waiting);
-        waiting.map(Query::due).chain(self.ready_at()).min()
+        waiting.map(|query| self.due(query)).chain(self.ready_at()).min()
     }
 
     /// What is due. `made` is counted on with each new mapping.
@@ -259,7 +275,7 @@ impl Survey {
         self.waited |= self.is_ready(now);
         for at in 0..self.queries.len() {
             let query = &self.queries[at];
-            if query.outcome != Outcome::Waiting || now < query.due() {
+            if query.outcome != Outcome::Waiting || now < self.due(query) {
                 continue;
             }
             if query.tries == self.tries {
@@ -314,13 +330,6 @@ impl Survey {
 }
 
 impl Query {
-    fn due(&self) -> Instant {
-        match self.tries {
-            0 => self.first_sent,
-            tries => self.last_sent + FIRST_RETRY * 2u32.pow(tries.min(TRIES) - 1),
-        }
-    }
-
     fn encode(&self) -> Vec<u8> {
         match self.target.protocol {
             Protocol::Stun => stun::request(&self.transaction),

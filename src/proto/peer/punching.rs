@@ -181,9 +181,9 @@ impl Peer {
     pub(super) fn drive_punch(&mut self, now: Instant, local: &mut Local) {
         self.on_hold(now, local);
         let Call::Punching(punching) = &mut self.call else { return };
+        let budget = &punching.punch.budget;
+        let most = budget.sockets_left().min(budget.left().entries);
         if let Some(holds) = punching.punch.wants_aim(now) {
-            let budget = &punching.punch.budget;
-            let most = budget.sockets_left().min(budget.left().entries);
             let aim = local.discovery.expect(now).and_then(|(place, ahead)| sweep::aim(holds, place, ahead, most));
             punching.punch.aim_sweep(aim);
         }
