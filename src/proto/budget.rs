@@ -78,9 +78,10 @@ impl Budget {
         ok
     }
 
-    /// Entries that others made for this call: a survey's.
-    pub fn note_entries(&mut self, count: u32) {
-        self.entries = self.entries.saturating_add(count);
+    /// A survey for this call opened a socket, and made so many entries.
+    pub fn note_survey(&mut self, entries: u32) {
+        self.sockets = self.sockets.saturating_add(u32::from(entries > 0));
+        self.entries = self.entries.saturating_add(entries);
     }
 
     /// A probe is sent, and maybe makes an entry. `false`: not any more.

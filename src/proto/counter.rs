@@ -149,6 +149,11 @@ impl Counter {
         Some(others + span).filter(|others| *others >= 0.0)
     }
 
+    /// Whether one port is a whole number of steps from the other.
+    pub fn is_on_step(&self, a: u16, b: u16) -> bool {
+        is_on_step(a, b, self.step)
+    }
+
     /// How fast others take ports. `None`: it was looked at once only, or what was seen is no traffic.
     pub fn rate(&self) -> Option<Rate> {
         let (first, last) = (self.looks.front()?, self.looks.back()?);
@@ -207,6 +212,11 @@ pub fn steps_between(from: u16, to: u16, step: i32, range: Option<(u16, u16)>) -
     }
     let way = (i64::from(to) - i64::from(from)) / i64::from(step);
     if way < 0 { period(step, range).map_or(way, |period| way + period) } else { way }
+}
+
+/// Whether one port is a whole number of steps from the other.
+pub fn is_on_step(a: u16, b: u16, step: i32) -> bool {
+    u32::from(a.abs_diff(b)).is_multiple_of(step.unsigned_abs().max(1))
 }
 
 /// After how many mappings a counter gives out the same port again, where that is known.

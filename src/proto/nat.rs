@@ -9,6 +9,7 @@
 //! All of this orders what is tried; it never forbids anything, because a NAT may be misread.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::counter;
 use super::time::Instant;
@@ -192,10 +193,15 @@ const LARGEST_STEP_OF_ONE_GAP: u32 = 256;
 /// And the largest of all.
 const LARGEST_STEP: u32 = 1024;
 
+/// Between two looks that are compared: a watch's are 25 ms apart, a burst's none.
+const LONGEST_GAP: Duration = Duration::from_millis(100);
+
 /// Sequential is what takes as many steps between two looks as there were mappings of ours, and a few of others. So a random
 /// port within a small block is not taken for a sequence that others use a lot: they would have had to be very quick.
 fn step(looks: &[&Observation], mapping: Mapping) -> Step {
-    let mut gaps: Vec<Gap> = looks.windows(2).map(|pair| Gap::between(pair[0], pair[1], mapping)).collect();
+    // Over longer a counter may have gone around, or its NAT have been restarted.
+    let near = looks.windows(2).filter(|pair| pair[1].sent.since(pair[0].sent) <= LONGEST_GAP);
+    let mut gaps: Vec<Gap> = near.map(|pair| Gap::between(pair[0], pair[1], mapping)).collect();
     if gaps.is_empty() {
         return Step::TooFew;
     }
@@ -238,18 +244,35 @@ impl Gap {
     }
 }
 
+/// The step that the gaps have in common: their greatest common divisor; or else, where a counter stepped aside here and there for
+/// a port that is taken, the largest that at least three of four agree with.
 fn common_step(gaps: &[Gap]) -> Option<i32> {
-    let size = gaps.iter().fold(0, |divisor, gap| gcd(divisor, gap.way.unsigned_abs()));
-    let forward = gaps.first()?.way > 0;
-    let regular = size > 0
-        && size <= LARGEST_STEP
-        && gaps.iter().all(|gap| {
+    let forward = gaps.iter().filter(|gap| gap.way > 0).count() * 2 > gaps.len();
+    let divisor = gaps.iter().fold(0, |divisor, gap| gcd(divisor, gap.way.unsigned_abs()));
+    let agree = |size: u32, aside: u32| {
+        let agrees = |gap: &&Gap| {
             let steps = gap.way.unsigned_abs() / size;
-            (gap.way > 0) == forward && steps <= gap.own.saturating_add(gap.others)
-        });
+            let rest = gap.way.unsigned_abs() % size;
+            (gap.way > 0) == forward && steps >= 1 && steps <= gap.own.saturating_add(gap.others) && rest <= aside
+        };
+        gaps.iter().filter(agrees).count()
+    };
+    let usable = |size: &u32| (1..=LARGEST_STEP).contains(size);
+    let size = if usable(&divisor) && agree(divisor, 0) == gaps.len() {
+        divisor
+    } else {
+        let sizes = gaps.iter().map(|gap| gap.way.unsigned_abs() / gap.own).filter(usable);
+        let large = sizes.filter(|size| *size >= STEPS_ASIDE && agree(*size, size / STEPS_ASIDE) * 4 >= gaps.len() * 3);
+        large.filter(|_| gaps.len() >= FEWEST_FOR_A_MAJORITY).max_by_key(|size| agree(*size, 0))?
+    };
     let step = i32::try_from(size).ok()?;
-    regular.then_some(if forward { step } else { -step })
+    Some(if forward { step } else { -step })
 }
+
+/// A large step may be so many times as long as the way that a counter steps aside.
+const STEPS_ASIDE: u32 = 16;
+/// Three of four say more than two of three.
+const FEWEST_FOR_A_MAJORITY: usize = 4;
 
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }

@@ -22,7 +22,7 @@ use super::budget::{Budget, Entries, TICK};
 use super::discovery::client::SCOUT_PORTS;
 use super::message_control::{CallId, Candidate, CandidateKind, Hold};
 use super::nat::{Made, Mapping};
-use super::plan::{Line, Outlook, Plan, Side, Sockets, Strategy, Target, Timing};
+use super::plan::{self, Line, Outlook, Plan, Side, Sockets, Strategy, Target, Timing};
 use super::probe::Token;
 use super::{Instant, SocketId};
 
@@ -224,10 +224,10 @@ impl Punch {
         rounds.min(self.opened + self.budget.limits().timeout)
     }
 
-    /// An answer to the last shot takes as long as a signal to and fro.
+    /// The last volley of a round leaves at two thirds; its answer takes about as long as two thirds of the shortest round.
     fn grace(&self) -> Duration {
         let last = self.setup.plan.rounds.last().map(|round| round.length);
-        last.unwrap_or_default().min(Duration::from_millis(500)) / 2
+        last.unwrap_or_default().min(plan::SHORTEST_ROUND) / 3
     }
 
     /// The shot with that token: from which socket, to where, when.

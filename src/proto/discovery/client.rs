@@ -250,6 +250,10 @@ impl Client {
             }
             let own = count(after.made) - count(before.made);
             let others = self.counter.steps_between(before.public.port(), after.public.port()) - own;
+            if !self.counter.is_on_step(before.public.port(), after.public.port()) {
+                // It stepped aside for a port that is taken, before the shot or after it.
+                continue;
+            }
             if others < 0 {
                 short += 1;
             } else if others <= MOST_BETWEEN {
@@ -261,8 +265,18 @@ impl Client {
         if holds.is_empty() && short > 0 { Err(TooShort) } else { Ok(holds) }
     }
 
+    /// The NAT may have been restarted: where its counter was, and the mappings that were seen, say nothing of where it is.
+    pub fn doubt(&mut self) {
+        self.counter = Counter::default();
+        self.random.clear();
+        for survey in self.main.iter_mut().chain(&mut self.filter).chain(&mut self.scouts) {
+            survey.doubt();
+        }
+    }
+
     /// A scout's owner needs no answers any more.
     pub fn forget_scout(&mut self, socket: SocketId) {
+        self.transmits.retain(|transmit| transmit.socket != socket);
         self.scouts.retain(|scout| scout.socket != socket);
     }
 
@@ -582,6 +596,7 @@ impl Client {
         if let Some(survey) = self.filter.take()
             && survey.socket != SocketId::MAIN_V4
         {
+            self.transmits.retain(|transmit| transmit.socket != survey.socket);
             self.actions.push_back(Action::CloseSocket { id: survey.socket });
         }
     }

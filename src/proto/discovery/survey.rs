@@ -145,6 +145,11 @@ impl Survey {
         self
     }
 
+    /// Its mappings were made before something happened.
+    pub fn doubt(&mut self) {
+        self.fresh = false;
+    }
+
     /// A question every [`SPREAD`], each once.
     pub fn spread(mut self) -> Self {
         for (query, nth) in self.queries.iter_mut().zip(0..) {

@@ -198,6 +198,9 @@ impl Peer {
         let moving = local.discovery.moves();
         let age = local.discovery.main_age(now);
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
+        if self.broke && self.budget.is_none() {
+            local.discovery.doubt();
+        }
         let mut purpose = purpose;
         let mut socket = SocketId::MAIN_V4;
         if let Purpose::Answer(incoming) = &mut purpose
@@ -215,7 +218,7 @@ impl Peer {
             let scout = local.ids.next();
             let made = local.discovery.scout(now, scout);
             if made > 0 {
-                self.budget(local).note_entries(made);
+                self.budget(local).note_survey(made);
                 socket = scout;
             }
         } else if stale && local.discovery.is_ready(now, SocketId::MAIN_V4) {

@@ -121,7 +121,7 @@ impl Peer {
         let socket = local.ids.next();
         let made = local.discovery.watch(now, socket);
         local.collect_discovery();
-        self.budget(local).note_entries(made);
+        self.budget(local).note_survey(made);
         (made > 0).then_some(socket)
     }
 
@@ -233,7 +233,7 @@ impl Peer {
         let socket = local.ids.next();
         let made = local.discovery.hold(now, socket, places, local.low_ttl);
         local.collect_discovery();
-        self.budget(local).note_entries(made);
+        self.budget(local).note_survey(made);
         (made > 0).then_some(socket)
     }
 

@@ -67,7 +67,7 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
         target: Target::Ports { ip: caller.last.ip(), ports },
         timing: Timing::Volleys,
     };
-    let round = placed(Strategy::Sweep, pair.pace.lead * 5, Some(sweep), Some(back), true);
+    let round = placed(Strategy::Sweep, pair.pace.lead * 3, Some(sweep), Some(back), true);
     Plan { rounds: vec![round], outlook: Outlook::Good }
 }
 
@@ -76,7 +76,8 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
 pub fn aim(holds: &[Hold], place: Place, ahead: Ahead, most: u32) -> Option<(Hold, u32)> {
     let Place { last, step, range } = place;
     let error = ahead.error.max(LEAST_ERROR / 2.0);
-    let reachable = holds.iter().filter_map(|hold| {
+    let on_step = holds.iter().filter(|hold| counter::is_on_step(last, hold.to, step));
+    let reachable = on_step.filter_map(|hold| {
         let mut way = counter::steps_between(last, hold.to, step, range) as f64;
         let passed = ahead.steps + SURE * error;
         // A counter that comes around soon enough comes by again.
