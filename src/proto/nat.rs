@@ -155,16 +155,17 @@ fn mapping(observations: &[Observation], own: &[IpAddr]) -> Mapping {
 
 fn allocation(main: &[Observation], all: &[Observation], mapping: Mapping) -> Allocation {
     let Some(first) = main.first() else { return Allocation::Unknown };
-    let preserved = first.is_kept();
+    // Only a NAT that keeps a socket's first port gives out the very number of the local one; a sequence does so once in 64,000.
+    let preserved = first.is_kept() || all.iter().any(Observation::is_kept);
     match mapping {
         Mapping::None => return Allocation::Preserving,
         Mapping::Unknown | Mapping::EndpointIndependent => {
-            return if preserved { Allocation::Preserving } else { Allocation::Unknown };
+            return if first.is_kept() { Allocation::Preserving } else { Allocation::Unknown };
         }
         Mapping::AddressDependent | Mapping::AddressAndPortDependent => {}
     }
     // One look a mapping: by address, the second port of a server shows the first one's mapping again.
-    let mut looks: Vec<&Observation> = all.iter().filter(|seen| !(preserved && seen.is_kept())).collect();
+    let mut looks: Vec<&Observation> = all.iter().filter(|seen| !seen.is_kept()).collect();
     looks.sort_by_key(|seen| (seen.made.by_port, seen.sent));
     let mut seen: Vec<u16> = Vec::new();
     looks.retain(|look| {
@@ -201,7 +202,8 @@ const LONGEST_GAP: Duration = Duration::from_millis(100);
 fn step(looks: &[&Observation], mapping: Mapping) -> Step {
     // Over longer a counter may have gone around, or its NAT have been restarted.
     let near = looks.windows(2).filter(|pair| pair[1].sent.since(pair[0].sent) <= LONGEST_GAP);
-    let mut gaps: Vec<Gap> = near.map(|pair| Gap::between(pair[0], pair[1], mapping)).collect();
+    // Where others of ours came between, as a hold's shot does, some may have made no mapping after all.
+    let mut gaps: Vec<Gap> = near.filter_map(|pair| Gap::between(pair[0], pair[1], mapping)).collect();
     if gaps.is_empty() {
         return Step::TooFew;
     }
@@ -220,27 +222,23 @@ fn step(looks: &[&Observation], mapping: Mapping) -> Step {
     Step::Irregular
 }
 
-/// From one look to the next.
+/// From one look to the next mapping of ours.
 struct Gap {
     way: i32,
-    /// Mappings of our own.
-    own: u32,
-    /// The most of others that can have come between.
-    others: u32,
+    /// The most steps that it can have taken: our own, and as many of others as can have come between.
+    most: u32,
 }
 
 impl Gap {
-    fn between(a: &Observation, b: &Observation, mapping: Mapping) -> Self {
+    fn between(a: &Observation, b: &Observation, mapping: Mapping) -> Option<Self> {
         let count = |seen: &Observation| match mapping {
             Mapping::AddressDependent => seen.made.by_address,
             _ => seen.made.by_port,
         };
         let time = b.sent.since(a.sent).as_secs_f64();
-        Self {
-            way: i32::from(b.public.port()) - i32::from(a.public.port()),
-            own: u32::try_from(count(b).saturating_sub(count(a))).unwrap_or(u32::MAX).max(1),
-            others: counter::BURST_SLACK as u32 + (counter::LARGEST_RATE * time) as u32,
-        }
+        let others = counter::BURST_SLACK as u32 + (counter::LARGEST_RATE * time) as u32;
+        (count(b) <= count(a) + 1)
+            .then(|| Self { way: i32::from(b.public.port()) - i32::from(a.public.port()), most: others + 1 })
     }
 }
 
@@ -253,7 +251,7 @@ fn common_step(gaps: &[Gap]) -> Option<i32> {
         let agrees = |gap: &&Gap| {
             let steps = gap.way.unsigned_abs() / size;
             let rest = gap.way.unsigned_abs() % size;
-            (gap.way > 0) == forward && steps >= 1 && steps <= gap.own.saturating_add(gap.others) && rest <= aside
+            (gap.way > 0) == forward && steps >= 1 && steps <= gap.most && rest <= aside
         };
         gaps.iter().filter(agrees).count()
     };
@@ -261,7 +259,7 @@ fn common_step(gaps: &[Gap]) -> Option<i32> {
     let size = if usable(&divisor) && agree(divisor, 0) == gaps.len() {
         divisor
     } else {
-        let sizes = gaps.iter().map(|gap| gap.way.unsigned_abs() / gap.own).filter(usable);
+        let sizes = gaps.iter().map(|gap| gap.way.unsigned_abs()).filter(usable);
         let large = sizes.filter(|size| *size >= STEPS_ASIDE && agree(*size, size / STEPS_ASIDE) * 4 >= gaps.len() * 3);
         large.filter(|_| gaps.len() >= FEWEST_FOR_A_MAJORITY).max_by_key(|size| agree(*size, 0))?
     };

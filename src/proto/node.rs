@@ -477,7 +477,7 @@ impl Node {
             // A call that fails for want of just this need not wait out its back-off.
             self.each_peer(|peer, local| {
                 if !peer.is_connected(now) {
-                    peer.hurry(now, local);
+                    peer.handle_mapped(now, local);
                 }
             });
         }

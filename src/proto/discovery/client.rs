@@ -497,12 +497,6 @@ impl Client {
                 self.nat = nat;
             }
         }
-        // The main socket's first mapping may have been used up before the survey, by the registration or an earlier run.
-        if let Allocation::Sequential { step } = self.nat.allocation
-            && self.fresh_preserves()
-        {
-            self.nat.allocation = Allocation::SecondPriority { step };
-        }
         match self.nat.allocation {
             Allocation::Sequential { step } | Allocation::SecondPriority { step } => self.look(step, &looks),
             Allocation::Random => {

@@ -11,7 +11,7 @@ use crate::proto::action::{Drop, Event};
 use crate::proto::config::Calls;
 use crate::proto::context::Local;
 use crate::proto::introduction::{Next, Passers, Via};
-use crate::proto::message_control::{self, Abort, Answer, Reason, Report};
+use crate::proto::message_control::{self, Abort, Answer, CandidateKind, Reason, Report};
 use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan;
@@ -84,6 +84,21 @@ impl Peer {
             self.challenge(now, local, path.way, Goal::Check);
         }
         self.drive(now, local);
+    }
+
+    /// We can be reached at a port that was not there when the call began: it is placed anew.
+    pub fn handle_mapped(&mut self, now: Instant, local: &mut Local) {
+        let had = |report: &Report| report.candidates.iter().any(|candidate| candidate.kind == CandidateKind::Mapped);
+        let without = match &self.call {
+            Call::Calling(calling) => !had(&calling.report),
+            Call::Punching(punching) => !had(punching.ours()) && self.paths.current().is_none(),
+            Call::Idle | Call::Knocking { .. } | Call::Surveying { .. } | Call::Resting { .. } => false,
+        };
+        if without && self.config.calls.may_call() {
+            self.end_call(local, None);
+            self.call = Call::Resting { until: now };
+        }
+        self.hurry(now, local);
     }
 
     pub fn is_in_hard_call(&self) -> bool {
@@ -283,6 +298,9 @@ impl Peer {
         let calling =
             Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default(), watch };
         self.call = Call::Calling(Box::new(calling));
+        if !self.failed {
+            self.why = None;
+        }
         self.pass_call(now, local);
     }
 

@@ -26,7 +26,8 @@ fn round(pair: &Pair<'_>, a: &Port, b: &Port) -> Round {
     Round { strategy: Strategy::Direct, length: pair.terms.round, caller: side(a, b, Timing::Volleys), called: side(b, a, Timing::Opened) }
 }
 
-/// From `from`'s socket to `to`'s port.
+/// From `from`'s socket to `to`'s port. Who has a mapped port needs no hole in a NAT, and must make none: what leaves it for the
+/// peer leaves a NAT whose ports move by another port, and takes the flow by which the peer was to come in.
 pub fn side(from: &Port, to: &Port, timing: Timing) -> Option<Side> {
     let sockets = match from {
         Port::Fixed { from, .. } => *from,
@@ -34,5 +35,6 @@ pub fn side(from: &Port, to: &Port, timing: Timing) -> Option<Side> {
         Port::Moving(_) | Port::Random(_) | Port::Unknown => Sockets::Reported,
     };
     let (Port::Fixed { at, .. } | Port::Fresh(at)) = to else { return None };
+    let timing = if sockets == Sockets::Main { Timing::Inside } else { timing };
     Some(Side { sockets, target: Target::one(*at), timing })
 }

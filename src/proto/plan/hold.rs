@@ -57,7 +57,8 @@ fn hit(fixed: &Port, moving: &Moving) -> Option<Side> {
     let hold = moving.holds.iter().find(|hold| hold.to == at.port())?;
     let sockets = if let Port::Fixed { from, .. } = fixed { *from } else { Sockets::Fresh };
     let ports = ports_of(hold, moving.step, moving.range);
-    Some(Side { sockets, target: Target::Ports { ip: moving.last.ip(), ports }, timing: Timing::Volleys })
+    let timing = if sockets == Sockets::Main { Timing::Inside } else { Timing::Volleys };
+    Some(Side { sockets, target: Target::Ports { ip: moving.last.ip(), ports }, timing })
 }
 
 /// A packet to the moving side's address, which opens a filter that goes by addresses.

@@ -53,14 +53,10 @@ fn gate(pair: &Pair<'_>, random: Random, fixed: &Port, filtering: Filtering, ran
         return None;
     }
     let theirs = if random_calls { pair.caller } else { pair.called };
-    let anywhere = Side {
-        sockets: if let Port::Fixed { from, .. } = fixed { *from } else { Sockets::Main },
-        target: Target::one(theirs.tuple?),
-        timing: if random_calls { Timing::Opened } else { Timing::Volleys },
-    };
-    let timing = if random_calls { Timing::Volleys } else { Timing::Opened };
-    let shot = direct::side(&Port::Random(random), fixed, timing);
-    Some(placed(Strategy::Direct, pair.pace.gate(), shot, Some(anywhere), random_calls))
+    let (mine, its) = if random_calls { (Timing::Volleys, Timing::Opened) } else { (Timing::Opened, Timing::Volleys) };
+    let anywhere = Port::Fixed { at: theirs.tuple?, from: Sockets::Reported, filtering: Filtering::Unknown };
+    let shot = direct::side(&Port::Random(random), fixed, mine);
+    Some(placed(Strategy::Direct, pair.pace.gate(), shot, direct::side(fixed, &anywhere, its), random_calls))
 }
 
 /// The same, where the other side moves by address and holds, or will hold, a mapping.
