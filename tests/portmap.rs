@@ -156,7 +156,7 @@ table inet filter {
     /// Waits until it listens.
     async fn up(&self) {
         let until = Instant::now() + Duration::from_secs(5);
-        while !self.inside("ss -lun").contains(":5351") {
+        while ![":5351", ":1900"].iter().any(|port| self.inside("ss -lun").contains(port)) {
             assert!(Instant::now() < until, "miniupnpd does not start: {}", self.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -229,6 +229,35 @@ fn upnp_is_preferred_maps_the_equal_port_and_stop_removes_it() {
         assert!(began.elapsed() < Duration::from_millis(2500));
         assert_eq!(router.rules(), 0);
         assert!(!router.state().exists());
+    });
+}
+
+/// By each protocol alone, on a router that speaks it alone, and by all on one that speaks all.
+#[test]
+fn a_mapping_is_there_within_a_quarter_of_a_second() {
+    Lab::enter("a_mapping_is_there_within_a_quarter_of_a_second", async |mut router| {
+        let cases: [(&str, &[Protocol], &str); 5] = [
+            ("upnp", &[Protocol::Upnp], "enable_natpmp=no"),
+            ("pcp", &[Protocol::Pcp], "enable_upnp=no"),
+            ("nat-pmp", &[Protocol::NatPmp], "enable_upnp=no"),
+            ("all, of a router without UPnP", &ALL, "enable_upnp=no"),
+            ("all", &ALL, ""),
+        ];
+        for (name, enabled, more) in cases {
+            router.restart(more);
+            router.up().await;
+            let mut times = Vec::new();
+            for _ in 0..20 {
+                let began = Instant::now();
+                let mut mapper = PortMapper::start(enabled, 4275, Some(router.state()));
+                assert!(next(&mut mapper, &router, 5).await.is_some(), "{name}");
+                times.push(began.elapsed());
+                mapper.stop().await;
+            }
+            times.sort();
+            eprintln!("{name}: median {:?}, slowest {:?}", times[10], times[19]);
+            assert!(times[10] < Duration::from_millis(250), "{name}: {times:?}");
+        }
     });
 }
 
