@@ -72,6 +72,8 @@ impl From<Protocol> for PortMapping {
 
 /// Half of what RFC 6886 recommends: a member that dies without a word is forgotten within the hour.
 const LEASE: Duration = Duration::from_secs(3600);
+/// What a router lost without a word is missed no longer than this. Two small packets on the LAN.
+const CHECK: Duration = Duration::from_secs(120);
 /// For the removal at the end: a user waits for it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -85,6 +87,15 @@ pub struct Options {
     pub state_file: Option<PathBuf>,
     /// How long a lease to ask for; renewed at half of what was granted.
     pub lease: Duration,
+    /// How often the router is asked whether it still holds the mapping.
+    pub check: Duration,
+}
+
+impl Default for Options {
+    /// Nothing enabled.
+    fn default() -> Self {
+        Self { enabled: Vec::new(), local_port: 0, state_file: None, lease: LEASE, check: CHECK }
+    }
 }
 
 /// What can be done for [`PortMapper`]'s task from outside.
@@ -106,7 +117,7 @@ impl PortMapper {
     /// Starts mapping UDP port `local_port`. With nothing enabled it does nothing but remove leftovers.
     /// To be called within a tokio runtime.
     pub fn start(enabled: &[Protocol], local_port: u16, state_file: Option<PathBuf>) -> Self {
-        Self::start_with(Options { enabled: enabled.to_vec(), local_port, state_file, lease: LEASE })
+        Self::start_with(Options { enabled: enabled.to_vec(), local_port, state_file, ..Options::default() })
     }
 
     pub fn start_with(options: Options) -> Self {

@@ -40,8 +40,6 @@ const LEFTOVER_WAIT: Duration = Duration::from_millis(500);
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// For what is under way at the end; what a healthy router takes for one mapping, with air.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// A mapping is looked at so often: what a router lost without a word is missed no longer than this. Two small packets.
-const CHECK: Duration = Duration::from_secs(120);
 /// Where nothing maps, the next tries come after these: at first the router may just be starting, as after a power cut. A new
 /// network is tried at once, and so is a router that says that it starts.
 const RETRIES: [Duration; 4] =
@@ -313,7 +311,7 @@ impl Keeper {
         if let Some(lease) = &mut self.lease
             && now >= lease.check_at
         {
-            lease.check_at = now + CHECK;
+            lease.check_at = now + self.options.check;
             if !self.checking && self.round.is_none() {
                 self.checking = true;
                 let (record, external, epoch) = (lease.record.clone(), lease.external.ip(), lease.epoch);
@@ -474,7 +472,7 @@ impl Keeper {
         let before = self.lease.replace(Lease {
             external: grant.external,
             epoch: grant.epoch,
-            check_at: now + CHECK,
+            check_at: now + self.options.check,
             expires_at: now + lifetime,
             record,
         });
