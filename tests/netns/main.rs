@@ -14,4 +14,5 @@ mod lab_itself;
 mod lifecycle;
 mod member;
 mod pairs;
+mod portmap;
 mod traffic;
