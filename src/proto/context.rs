@@ -207,7 +207,7 @@ impl Local {
 /// Whether an IPv4 address means the same everywhere: not one of RFC 1918's, nor of the carriers' (RFC 6598).
 fn is_global(ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => !ip.is_private() && !(ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),
+        IpAddr::V4(ip) => !(ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),
         IpAddr::V6(_) => false,
     }
 }

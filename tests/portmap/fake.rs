@@ -196,7 +196,7 @@ impl Fake {
 
     fn serve_http(&self, mut stream: TcpStream) {
         let (mut request, mut part) = (String::new(), [0; 4096]);
-        while !request.ends_with("Envelope>") && !(request.starts_with("GET") && request.ends_with("\r\n\r\n")) {
+        while !(request.ends_with("Envelope>") || request.starts_with("GET") && request.ends_with("\r\n\r\n")) {
             match stream.read(&mut part) {
                 Ok(len) if len > 0 => request.push_str(&String::from_utf8_lossy(&part[..len])),
                 _ => return,
