@@ -125,6 +125,8 @@ pub struct Keeper {
     due: Instant,
     earliest: Instant,
     last_alive: Option<Instant>,
+    /// The router said so, and was not looked at since.
+    restarted: bool,
     failures: usize,
     /// This router mapped for us.
     mapped_before: bool,
@@ -150,6 +152,7 @@ impl Keeper {
             due: now,
             earliest: now,
             last_alive: None,
+            restarted: false,
             failures: 0,
             mapped_before: false,
             mapped,
@@ -226,8 +229,7 @@ impl Keeper {
         match word {
             Word::Restarted => {
                 tracing::debug!("looking at the port mapping: the router restarted");
-                // What was asked of it before is forgotten, asked again is the same mapping, and now there may be an answer.
-                self.drop_tasks();
+                self.restarted = true;
                 self.hurry();
             }
             Word::Alive if self.last_alive.is_some_and(|last| now < last + ALIVE_WAIT) => {}
@@ -288,6 +290,10 @@ impl Keeper {
         self.due = now + RETRIES[RETRIES.len() - 1];
         let Some(router) = router else { return };
         self.announcements.listen(router);
+        if std::mem::take(&mut self.restarted) {
+            // What it was asked before is forgotten; asked again is the same mapping, and now there may be an answer.
+            self.drop_tasks();
+        }
         if self.round.is_some() {
             return;
         }
@@ -480,7 +486,8 @@ impl Keeper {
         if let Some(epoch) = grant.epoch {
             self.announcements.set_epoch(epoch);
         }
-        self.due = (now + lifetime / 2).max(self.earliest);
+        // Whether this is of before a restart or after can't be told.
+        self.due = if self.restarted { self.earliest } else { (now + lifetime / 2).max(self.earliest) };
         self.tell();
         if let Some(before) = before
             && let Some(lease) = &self.lease
@@ -497,7 +504,8 @@ impl Keeper {
         self.round = None;
         self.lease = self.lease.take().filter(|lease| now < lease.expires_at);
         let waits: &[Duration] = if self.mapped_before { &RETURNS } else { &RETRIES };
-        self.due = (now + waits[self.failures.min(waits.len() - 1)]).max(self.earliest);
+        let wait = if self.restarted { Duration::ZERO } else { waits[self.failures.min(waits.len() - 1)] };
+        self.due = (now + wait).max(self.earliest);
         self.failures += 1;
         self.tell();
     }
