@@ -107,7 +107,7 @@ fn a_host_firewall_behind_a_mapped_port_lets_a_symmetric_nat_in() {
         right.start(&lab);
         let time = lab.pings_within("left", &right.address4, Duration::from_secs(3));
         let peers = (left.peer(&lab, "right"), right.peer(&lab, "left"));
-        assert_eq!(left.expect_status(&lab)["nat"]["port_mapping"], "upnp");
+        assert_ne!(left.expect_status(&lab)["nat"]["port_mapping"], "none");
         assert!(time.is_some(), "{kind}, {other}: {peers:?}");
     }
 }

@@ -4,8 +4,8 @@
 //!          ┌────────────── look ──────────────┐
 //!          │ a mapping is known: ask for it   │ refused, or silent for 1 s
 //!          ▼                                  ▼
-//!   asking (Asked) ◄── best of found ── finding (Found), by all protocols
-//!          │ granted          ▲    the next best, 1 s after the last was asked
+//!   asking (Asked) ◄── first found ─── finding (Found), by all protocols
+//!          │ granted          ▲    the next, 1 s after the last was asked
 //!          ▼                  │
 //!       a lease ── check ── lost
 //! ```
@@ -29,9 +29,9 @@ use super::state::{Record, StateFile};
 use super::{Asked, Command, Gateway, Grant, Options, Protocol, ask, links, pcp, remove, upnp};
 use crate::proto::node::MappedPort;
 
-/// How much longer UPnP may take to answer than the first that does, and still be preferred. miniupnpd, which most routers have,
-/// takes 50 ms for a search, against 2 ms for the others.
-const GRACE: Duration = Duration::from_millis(100);
+/// How much later UPnP's search begins, where the others are tried too: miniupnpd, which most routers have, answers nobody for
+/// 50 ms while it answers a search, and the others within 2 ms before.
+const HEAD_START: Duration = Duration::from_millis(20);
 /// A request that is silent for so long gets company: a router on the LAN answers in milliseconds, a slow one in a second.
 const HEDGE: Duration = Duration::from_secs(1);
 /// For removing what an earlier run left, before anything new is asked for: a router may hold one mapping of a port.
@@ -100,8 +100,6 @@ struct Round {
     searches: Vec<AbortHandle>,
     /// Who answered and was not asked yet.
     found: Vec<Found>,
-    /// Until when a better one is waited for.
-    grace: Option<Instant>,
     /// Until when the last that was asked is waited for alone.
     hedge: Option<Instant>,
 }
@@ -259,7 +257,6 @@ impl Keeper {
         let mut at = |time: Option<Instant>| wake = wake.min(time.filter(|time| *time > now).unwrap_or(wake));
         if let Some(round) = &self.round {
             at(round.hedge);
-            at(round.grace);
         }
         at(Some(self.hold_off));
         at(self.lease.as_ref().map(|lease| lease.check_at));
@@ -330,18 +327,14 @@ impl Keeper {
             return;
         }
         let Some(finding) = round.finding else { return self.spawn_searches() };
-        let best = self.options.enabled.iter().min();
-        let best_found = round.found.iter().any(|found| Some(&found.protocol()) == best);
-        if best_found || finding == 0 || round.grace.is_some_and(|grace| now >= grace) {
-            round.found.sort_by_key(Found::protocol);
-            if !round.found.is_empty() {
-                let found = round.found.remove(0);
-                if let Some(record) = self.record_of(found) {
-                    self.spawn_request(record);
-                }
-            } else if finding == 0 && self.asking.is_empty() {
-                self.give_up();
+        round.found.sort_by_key(Found::protocol);
+        if !round.found.is_empty() {
+            let found = round.found.remove(0);
+            if let Some(record) = self.record_of(found) {
+                self.spawn_request(record);
             }
+        } else if finding == 0 && self.asking.is_empty() {
+            self.give_up();
         }
     }
 
@@ -362,11 +355,15 @@ impl Keeper {
     fn spawn_searches(&mut self) {
         let (Some(router), Some(round)) = (self.router, &mut self.round) else { return };
         round.finding = Some(0);
+        let wait = if self.options.enabled.len() > 1 { HEAD_START } else { Duration::ZERO };
         for protocol in self.options.enabled.iter().filter(|protocol| !self.asking.contains(protocol)) {
             let protocol = *protocol;
             let search = self.tasks.spawn(async move {
                 Outcome::Found(match protocol {
-                    Protocol::Upnp => upnp::find(router).await.map(Found::Upnp),
+                    Protocol::Upnp => {
+                        tokio::time::sleep(wait).await;
+                        upnp::find(router).await.map(Found::Upnp)
+                    }
                     Protocol::Pcp => pcp::epoch(router).await.map(|_| Found::Pcp),
                     Protocol::NatPmp => pcp::external_address(router).await.map(|_| Found::NatPmp),
                 })
@@ -410,7 +407,6 @@ impl Keeper {
                 let Some(round) = &mut self.round else { return };
                 round.finding = round.finding.map(|count| count.saturating_sub(1));
                 if let Some(found) = found {
-                    round.grace.get_or_insert(Instant::now() + GRACE);
                     round.found.push(found);
                 }
             }
