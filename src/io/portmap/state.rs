@@ -16,7 +16,7 @@ use super::{Gateway, Protocol};
 const MAX_LEN: u64 = 16384;
 /// Three protocols, at the routers of two networks, and what was left before.
 const MAX_RECORDS: usize = 8;
-/// Ports from here on are the dynamic ones of most systems; a firewall may forbid them (the patent's [0041]).
+/// Ports from here on are the dynamic ones of most systems; a firewall may forbid them (the patent's paragraph 0041).
 const DYNAMIC: u16 = 32768;
 /// So many ports besides the equal one are asked for: a router where six in a row are taken gives none.
 const OTHER_PORTS: usize = 5;
