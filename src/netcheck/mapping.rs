@@ -1,15 +1,23 @@
 //! Whether the router in front maps ports, and how: asks for one and gives it back.
+//!
+//! The port asked for is a low one, as a member's is: routers, and firewalls of others, treat the dynamic ones differently.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use crate::config::Mapper;
 use crate::daemon::protocols;
-use crate::io::portmap::PortMapper;
+use crate::io::portmap::{Options, PortMapper};
 use crate::proto::snapshot::PortMapping;
 
-/// The port mapper looks for a router for 4 s and gives it 4 s to map; then there is none.
-const WAIT: Duration = Duration::from_secs(9);
+/// A healthy router has answered by then: a UPnP device may take MX, 1 s, and is searched for again after 1.5 s.
+const SEARCH: Duration = Duration::from_secs(4);
+/// One that has answered may take so much longer to map.
+const WAIT: Duration = Duration::from_secs(12);
+/// What can't be removed, because the router is too slow for that, ends soon.
+const LEASE: Duration = Duration::from_secs(120);
+/// Ports that are tried before any is taken.
+const TRIES: usize = 16;
 
 /// What became of it.
 #[derive(Clone, Debug)]
@@ -25,7 +33,7 @@ pub async fn probe(enabled: &[Mapper]) -> Mapping {
         return none("not asked for, because the config says `port_mapping = []`".to_owned());
     }
     // Held until the end, so that the mapping leads to no other program.
-    let socket = match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) {
+    let socket = match bind() {
         Ok(socket) => socket,
         Err(error) => return none(format!("not asked for: no UDP socket can be had ({error})")),
     };
@@ -33,8 +41,13 @@ pub async fn probe(enabled: &[Mapper]) -> Mapping {
         return none("not asked for: the socket has no port".to_owned());
     };
     eprintln!("Asking the router for a port mapping …");
-    let mut mapper = PortMapper::start(&protocols(enabled), port, None);
-    let mapped = tokio::time::timeout(WAIT, mapper.changed()).await.ok().flatten();
+    let options = Options { enabled: protocols(enabled), local_port: port, lease: LEASE, ..Options::default() };
+    let mut mapper = PortMapper::start_with(options);
+    let mut mapped = tokio::time::timeout(SEARCH, mapper.changed()).await.ok().flatten();
+    let speaks = mapper.speaks();
+    if mapped.is_none() && speaks {
+        mapped = tokio::time::timeout(WAIT, mapper.changed()).await.ok().flatten();
+    }
     mapper.stop().await;
     match mapped {
         Some(mapped) => {
@@ -45,8 +58,23 @@ pub async fn probe(enabled: &[Mapper]) -> Mapping {
                 words: format!("{by}: UDP port {port} came to be {equal}, {}; it was removed again", mapped.external),
             }
         }
-        None => none(format!("no router answered and mapped ({} tried)", names(enabled))),
+        None if speaks => none(format!("the router answered, and mapped nothing ({} tried)", names(enabled))),
+        None => none(format!("no router answered ({} tried)", names(enabled))),
     }
+}
+
+/// On a free port that needs no privilege and is not dynamic, if one is found soon.
+fn bind() -> std::io::Result<UdpSocket> {
+    let mut bytes = [0; 2 * TRIES];
+    if getrandom::fill(&mut bytes).is_ok() {
+        let ports = bytes.chunks_exact(2).map(|two| 1024 + u16::from_ne_bytes([two[0], two[1]]) % (32768 - 1024));
+        for port in ports {
+            if let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)) {
+                return Ok(socket);
+            }
+        }
+    }
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
 }
 
 fn name(by: PortMapping) -> &'static str {

@@ -15,6 +15,8 @@ fn a_port_mapped_by_upnp_is_used_and_removed_at_the_end() {
     let lab = Lab::new("--left symmetric-4b --right random --public left=44.0.0.101");
     lab.script("upnp", "left");
     let (_servers, mut left, mut right) = pair(&lab);
+    left.discovery_lines = "port_mapping = [\"upnp\"]".to_owned();
+    left.write_config();
     left.start(&lab);
     right.start(&lab);
     let mapped = within(Duration::from_secs(15), || {
@@ -22,7 +24,7 @@ fn a_port_mapped_by_upnp_is_used_and_removed_at_the_end() {
     });
     assert!(mapped, "{:?}", left.status(&lab));
     let nat = left.expect_status(&lab)["nat"].clone();
-    assert_eq!(nat["port_mapping"], "upnp", "UPnP comes first: {nat}");
+    assert_eq!(nat["port_mapping"], "upnp", "{nat}");
     let rules = lab.expect("left-router", "nft list table inet miniupnpd");
     assert!(rules.contains("dport 4275"), "the external port is equal to the internal one: {rules}");
     ping_both_ways(&lab, &left, &right, LIMIT);

@@ -15,4 +15,5 @@ mod lab_itself;
 mod lifecycle;
 mod member;
 mod pairs;
+mod portmap;
 mod traffic;

@@ -237,6 +237,22 @@ fn a_mapped_port_gets_through_where_no_port_can_be_guessed() {
     assert_eq!(peer.endpoint, "203.0.113.1:4275".parse().ok());
 }
 
+/// A probe to it would reach somebody else's machine, or nobody's, and cost a port of our NAT.
+#[test]
+fn a_port_mapped_on_a_carriers_address_is_not_tried_from_elsewhere() {
+    let mut scene = Scene::new(&Terms::exact([Class::PortRestricted; 2], ONE_WAY, 24));
+    scene.run_for(Duration::from_millis(1));
+    scene.world.act(scene.members[0], |machine, moment| {
+        let external = "100.64.3.4:4275".parse().expect("is an address");
+        let mapped = MappedPort { external, by: PortMapping::NatPmp };
+        machine.member_mut().with_node(moment, |node, now| node.handle_port_mapping(now, Some(mapped)));
+    });
+    scene.member_mut(1).start_counting();
+    answers_both_ways(&mut scene, SOON);
+    let traffic = &scene.member(1).traffic;
+    assert!(!traffic.is_empty() && !traffic.contains_key(&IpAddr::from([100, 64, 3, 4])), "{traffic:?}");
+}
+
 #[test]
 fn ipv6_gets_through_where_no_port_can_be_guessed() {
     let terms = Terms { ipv6: true, ..Terms::exact([Class::Fig4BStep1; 2], ONE_WAY, 25) };

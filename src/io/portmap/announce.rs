@@ -5,9 +5,11 @@
 //! UPnP              NOTIFY to 239.255.255.250:1900 every few minutes, with another BOOTID.UPNP.ORG after a restart
 //! ```
 //!
+//! An announcement is sent up to ten times; that it is the same shows in its epoch.
+//! A UPnP 1.0 router has no boot id, so its word says only that it is there, which is a reason to look.
 //! Listening sends nothing but one IGMP report. Whoever forges an announcement gets us to renew the mapping early, no
 //! oftener than the keeper lets through. Where a port is taken by another program that does not share it, restarts show
-//! at the next renewal.
+//! at the next look.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,11 +17,22 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 
+use super::answers::{Notice, announced_epoch, notice};
+use super::epoch::Epoch;
 use super::{Gateway, upnp};
 
 /// RFC 6886 section 3.2.1 and RFC 6887 section 14.1.
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 const CLIENT_PORT: u16 = 5350;
+
+/// What a router's announcement means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// It has forgotten its mappings.
+    Restarted,
+    /// It is there; whether it restarted can't be told from this.
+    Alive,
+}
 
 /// The sockets that listen, once a router is known.
 #[derive(Default)]
@@ -28,6 +41,7 @@ pub struct Announcements {
     pcp: Option<UdpSocket>,
     ssdp: Option<UdpSocket>,
     boot_id: Option<u32>,
+    epoch: Option<Epoch>,
 }
 
 impl Announcements {
@@ -48,6 +62,7 @@ impl Announcements {
             pcp: open(GROUP, CLIENT_PORT),
             ssdp: open(upnp::GROUP, upnp::PORT),
             boot_id: None,
+            epoch: None,
         };
     }
 
@@ -56,38 +71,54 @@ impl Announcements {
         self.boot_id = boot_id.or(self.boot_id);
     }
 
-    /// Waits until the router says that it restarted; for ever where nothing listens. Cancel-safe.
-    pub async fn restarted(&mut self) {
+    /// What the router's answer to a request told.
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        self.epoch = Some(epoch);
+    }
+
+    /// The router's next word; never, where nothing listens. Cancel-safe.
+    pub async fn next(&mut self) -> Word {
         let Some(router) = self.router else { return std::future::pending().await };
         let (mut pcp, mut ssdp) = ([0; 64], [0; 2048]);
         loop {
             tokio::select! {
                 received = receive(self.pcp.as_ref(), &mut pcp) => {
-                    // Only the start is said this way, so what it says in detail does not matter.
-                    if matches!(received, Ok((len, from)) if len >= 12 && from.ip() == IpAddr::V4(router.address)) {
-                        return;
+                    let Ok((len, from)) = received else { continue };
+                    if from.ip() == IpAddr::V4(router.address)
+                        && let Some(seconds) = announced_epoch(&pcp[..len])
+                    {
+                        return self.judge(Epoch::now(seconds));
                     }
                 }
                 received = receive(self.ssdp.as_ref(), &mut ssdp) => {
-                    if let Ok((len, from)) = received
-                        && from.ip() == IpAddr::V4(router.address)
-                        && self.is_restart(&String::from_utf8_lossy(&ssdp[..len]))
-                    {
-                        return;
+                    let Ok((len, from)) = received else { continue };
+                    if from.ip() != IpAddr::V4(router.address) {
+                        continue;
+                    }
+                    if let Some(word) = self.read(&String::from_utf8_lossy(&ssdp[..len])) {
+                        return word;
                     }
                 }
             }
         }
     }
 
-    fn is_restart(&mut self, text: &str) -> bool {
-        let alive = text.starts_with("NOTIFY ") && upnp::header(text, "nts") == Some("ssdp:alive");
-        let Some(boot_id) = upnp::header(text, "bootid.upnp.org").and_then(|id| id.parse().ok()).filter(|_| alive)
-        else {
-            return false;
-        };
-        let before = self.boot_id.replace(boot_id);
-        before.is_some_and(|before| before != boot_id)
+    fn judge(&mut self, epoch: Epoch) -> Word {
+        match self.epoch.replace(epoch) {
+            Some(before) if !before.is_lost(epoch) => Word::Alive,
+            _ => Word::Restarted,
+        }
+    }
+
+    fn read(&mut self, text: &str) -> Option<Word> {
+        match notice(text) {
+            Notice::Alive(None) => Some(Word::Alive),
+            Notice::Alive(Some(boot_id)) => match self.boot_id.replace(boot_id) {
+                None => Some(Word::Alive),
+                Some(before) => (before != boot_id).then_some(Word::Restarted),
+            },
+            Notice::Other => None,
+        }
     }
 }
 
@@ -113,19 +144,27 @@ mod tests {
 
     #[test]
     fn only_another_boot_id_is_a_restart() {
-        let notify = |id: u32| {
-            format!(
-                "NOTIFY * HTTP/1.1\r\nNTS: ssdp:alive\r\nBOOTID.UPNP.ORG: {id}\r\nLOCATION: http://192.0.2.1/\r\n\r\n"
-            )
-        };
+        let notify =
+            |id: &str| format!("NOTIFY * HTTP/1.1\r\nNTS: ssdp:alive\r\n{id}LOCATION: http://192.0.2.1/\r\n\r\n");
+        let boot = |id: u32| notify(&format!("BOOTID.UPNP.ORG: {id}\r\n"));
         let mut announcements = Announcements::default();
-        assert!(!announcements.is_restart(&notify(1)));
-        assert!(!announcements.is_restart(&notify(1)));
-        assert!(announcements.is_restart(&notify(2)));
-        assert!(!announcements.is_restart(&notify(2)));
-        assert!(!announcements.is_restart(&notify(3).replace("alive", "byebye")));
-        assert!(!announcements.is_restart("M-SEARCH * HTTP/1.1\r\n\r\n"));
+        assert_eq!(announcements.read(&boot(1)), Some(Word::Alive), "it may have been another before");
+        assert_eq!(announcements.read(&boot(1)), None);
+        assert_eq!(announcements.read(&boot(2)), Some(Word::Restarted));
+        assert_eq!(announcements.read(&boot(2)), None);
+        assert_eq!(announcements.read(&notify("")), Some(Word::Alive));
+        assert_eq!(announcements.read(&boot(3).replace("alive", "byebye")), None);
+        assert_eq!(announcements.read("M-SEARCH * HTTP/1.1\r\n\r\n"), None);
         announcements.set_boot_id(Some(9));
-        assert!(announcements.is_restart(&notify(2)));
+        assert_eq!(announcements.read(&boot(2)), Some(Word::Restarted));
+    }
+
+    #[test]
+    fn only_an_epoch_that_does_not_go_on_is_a_restart() {
+        let mut announcements = Announcements::default();
+        assert_eq!(announcements.judge(Epoch::now(0)), Word::Restarted);
+        assert_eq!(announcements.judge(Epoch::now(1)), Word::Alive, "the same, sent again");
+        announcements.set_epoch(Epoch::now(5000));
+        assert_eq!(announcements.judge(Epoch::now(1)), Word::Restarted);
     }
 }

@@ -1,14 +1,17 @@
 //! UPnP: finds the router's port mapping service, maps and removes.
 //!
 //! ```text
-//! M-SEARCH  UDP, to the group 239.255.255.250:1900 and to the router itself
+//! M-SEARCH  UDP, to the group 239.255.255.250:1900 and to the router itself, for an IGD 1 and an IGD 2
 //! answer    LOCATION: http://ROUTER:PORT/PATH, BOOTID.UPNP.ORG: N   ── GET ── description: a service's controlURL
-//! SOAP      GetExternalIPAddress, AddPortMapping, DeletePortMapping  (igd-next writes and reads these)
+//! SOAP      AddPortMapping, GetExternalIPAddress, DeletePortMapping  (igd-next writes and reads these)
+//!           GetSpecificPortMappingEntry; AddAnyPortMapping, of an IGD 2 (igd-next has none, or asks for a dynamic port)
 //! ```
 //!
 //! Only the default route's router is listened to, and only addresses of its own are asked: any host on the LAN may answer a
 //! search, and one that sent us elsewhere would have us make requests in its name.
 //! igd-next's own search is not used: it believes any answer, and ignores the timeout that it is given while it fetches.
+//!
+//! What the router says it mapped is looked up in its table: some say yes, and leave the port to who had it.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,34 +19,29 @@ use std::time::Duration;
 
 use igd_next::aio::{Gateway as Igd, Provider};
 use igd_next::{AddPortError, PortMappingProtocol, RemovePortError, RequestError};
-use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 
+use super::answers::{Control, Service, boot_id, control_of, header, split_url, tag, usable};
 use super::http::{self, Bounded};
 use super::state::Record;
-use super::{Gateway, Grant, usable};
+use super::{Asked, Gateway, Grant};
 
 /// SSDP's group and port (UPnP Device Architecture 1.1, section 1).
 pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
 pub const PORT: u16 = 1900;
 /// UDP loses packets, so a search is sent three times (the architecture says so too): at these times.
 const SEARCHES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_millis(1500)];
-/// How long to wait for an answer after the last search: MX is 1 s.
-const LAST_WAIT: Duration = Duration::from_millis(1500);
+/// How long to wait for an answer after the last search. MX is 1 s, and a router may be slow.
+const LAST_WAIT: Duration = Duration::from_secs(20);
+/// Every IGD 2 answers a search for an IGD 1, but not every one knows that.
+const DEVICES: [&str; 2] = ["InternetGatewayDevice:1", "InternetGatewayDevice:2"];
 /// Answers that are looked at in one search; a router gives one for each of its services.
 const MAX_ANSWERS: usize = 64;
-/// Where 718 says that the equal port is taken, so many others are tried.
-const OTHER_PORTS: usize = 5;
+/// What is mapped is known by then; a slow router's table is not waited for.
+const LOOK_UP: Duration = Duration::from_millis(500);
 /// What a router's owner sees in the list of mappings.
 const DESCRIPTION: &str = "p2ptund";
-
-/// Where requests go: on the router itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Control {
-    pub port: u16,
-    pub path: String,
-}
 
 /// A router that maps ports.
 pub struct Device {
@@ -52,7 +50,7 @@ pub struct Device {
     pub boot_id: Option<u32>,
 }
 
-/// Searches for the router's service. `None` after some 4 s without one.
+/// Searches for the router's service.
 pub async fn find(router: Gateway) -> Option<Device> {
     let socket = match search_socket(router.source) {
         Ok(socket) => socket,
@@ -66,12 +64,14 @@ pub async fn find(router: Gateway) -> Option<Device> {
     let mut answers = 0;
     for (i, at) in SEARCHES.iter().enumerate() {
         for to in [SocketAddr::from((GROUP, PORT)), SocketAddr::from((router.address, PORT))] {
-            let search = format!(
-                "M-SEARCH * HTTP/1.1\r\nHOST: {GROUP}:{PORT}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
-                 ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
-            );
-            if let Err(error) = socket.send_to(search.as_bytes(), to).await {
-                tracing::debug!(%error, "sending a UPnP search");
+            for device in DEVICES {
+                let search = format!(
+                    "M-SEARCH * HTTP/1.1\r\nHOST: {GROUP}:{PORT}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
+                     ST: urn:schemas-upnp-org:device:{device}\r\n\r\n"
+                );
+                if let Err(error) = socket.send_to(search.as_bytes(), to).await {
+                    tracing::debug!(%error, "sending a UPnP search");
+                }
             }
         }
         let until = start + SEARCHES.get(i + 1).copied().unwrap_or(*at + LAST_WAIT);
@@ -88,7 +88,7 @@ pub async fn find(router: Gateway) -> Option<Device> {
             }
             let text = String::from_utf8_lossy(&buffer[..len]);
             let Some(location) = header(&text, "location").map(str::to_owned) else { continue };
-            let boot_id = header(&text, "bootid.upnp.org").and_then(|id| id.parse().ok());
+            let boot_id = boot_id(&text);
             // Each of the router's answers leads to the same place; asking there once is enough.
             if last.as_ref() == Some(&location) {
                 continue;
@@ -102,34 +102,108 @@ pub async fn find(router: Gateway) -> Option<Device> {
     None
 }
 
-/// Maps the record's port, or (not `fresh`) renews it; puts the granted port and whether it is for ever into the record.
-pub async fn map(record: &mut Record, lease: Duration, fresh: bool) -> Option<Grant> {
-    let igd = igd(record)?;
-    let IpAddr::V4(external) = usable(igd.get_external_ip().await.ok()?)? else { return None };
-    let seconds = u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1);
+/// Maps one of the record's ports, or renews its one; puts the granted port and whether it is for ever into the record.
+pub async fn map(record: &mut Record, lease: Duration) -> Asked {
+    let Some(igd) = igd(record) else { return Asked::Refused };
+    let added = match add(&igd, record, lease).await {
+        Ok(added) => added,
+        Err(asked) => return asked,
+    };
+    let port = added.port;
+    record.granted(port);
+    record.permanent = added.permanent;
+    let external = match igd.get_external_ip().await {
+        Ok(address) => usable(address, record.source, record.gateway),
+        Err(_) => None,
+    };
+    match external {
+        Some(external) => {
+            let external = SocketAddr::from((external, port));
+            Asked::Granted(Grant { external, lifetime: lease, epoch: None })
+        }
+        None => {
+            tracing::debug!("the router tells no external address that can be one");
+            remove(record).await;
+            Asked::Refused
+        }
+    }
+}
+
+/// What the router mapped.
+struct Added {
+    port: u16,
+    permanent: bool,
+}
+
+/// AddPortMapping at one port after the other (sections 2.4.16 and, for the errors, 2.4.16.4 of WANIPConnection:1); then, of
+/// an IGD 2, AddAnyPortMapping.
+async fn add(igd: &Igd<Bounded>, record: &Record, lease: Duration) -> Result<Added, Asked> {
     let local = SocketAddr::from((record.source, record.local_port));
-    let mut port = record.external_port;
+    let seconds = u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1);
     let mut asked = if record.permanent { 0 } else { seconds };
-    let mut others = if fresh { OTHER_PORTS } else { 0 };
-    loop {
+    let mut ports: Vec<u16> = record.ports().collect();
+    ports.reverse();
+    while let Some(port) = ports.pop() {
         match igd.add_port(PortMappingProtocol::UDP, port, local, asked, DESCRIPTION).await {
-            Ok(()) => break,
-            Err(AddPortError::OnlyPermanentLeasesSupported) if asked != 0 => asked = 0,
-            // 402 and 501 come from routers that know no leases and do not say so with 725.
-            Err(AddPortError::RequestError(RequestError::ErrorCode(402 | 501, _))) if asked != 0 => asked = 0,
-            Err(AddPortError::PortInUse) if others > 0 => {
-                others -= 1;
-                port = random_port()?;
+            Ok(()) => {
+                let ours = tokio::time::timeout(LOOK_UP, is_ours(igd, record, port)).await;
+                if !matches!(ours, Ok(Ok(false))) {
+                    return Ok(Added { port, permanent: asked == 0 });
+                }
+                tracing::debug!(port, "the router said that it maps the port, and does not");
             }
+            Err(AddPortError::OnlyPermanentLeasesSupported) if asked != 0 => {
+                asked = 0;
+                ports.push(port);
+            }
+            // 402 and 501 come from routers that know no leases and do not say so with 725.
+            Err(AddPortError::RequestError(RequestError::ErrorCode(402 | 501, _))) if asked != 0 => {
+                asked = 0;
+                ports.push(port);
+            }
+            // 729, of an IGD 2, is 718 where another protocol has the port.
+            Err(AddPortError::PortInUse | AddPortError::RequestError(RequestError::ErrorCode(729, _))) => {}
+            // No other port needs asking for.
+            Err(AddPortError::SamePortValuesRequired) => ports.retain(|other| *other == record.local_port),
             Err(error) => {
                 tracing::debug!(error = %short(&error), "UPnP does not map the port");
-                return None;
+                return Err(match error {
+                    AddPortError::RequestError(error) if is_away(&error) => Asked::Silent,
+                    _ => Asked::Refused,
+                });
             }
         }
     }
-    record.external_port = port;
-    record.permanent = asked == 0;
-    Some(Grant { external: SocketAddr::from((external, port)), lifetime: lease })
+    match record.others.last() {
+        // Not for a renewal: that is of one port.
+        Some(wish) if record.control.as_ref().is_some_and(|control| control.service == Service::WanIp2) => {
+            add_any(igd, record, *wish, asked).await
+        }
+        _ => Err(Asked::Refused),
+    }
+}
+
+/// AddAnyPortMapping (section 2.5.19 of WANIPConnection:2): the router picks, near what we wish where it likes.
+async fn add_any(igd: &Igd<Bounded>, record: &Record, wish: u16, lease: u32) -> Result<Added, Asked> {
+    let arguments = [
+        ("NewRemoteHost", String::new()),
+        ("NewExternalPort", wish.to_string()),
+        ("NewProtocol", "UDP".to_owned()),
+        ("NewInternalPort", record.local_port.to_string()),
+        ("NewInternalClient", record.source.to_string()),
+        ("NewEnabled", "1".to_owned()),
+        ("NewPortMappingDescription", DESCRIPTION.to_owned()),
+        ("NewLeaseDuration", lease.to_string()),
+    ];
+    let answer = call(igd, "AddAnyPortMapping", &arguments).await.map_err(|_| Asked::Silent)?;
+    let port = tag(&answer, "NewReservedPort").and_then(|port| port.parse().ok()).filter(|port| *port != 0);
+    match port {
+        Some(port) => Ok(Added { port, permanent: lease == 0 }),
+        None => {
+            tracing::debug!(error = tag(&answer, "errorCode"), "UPnP maps no port");
+            Err(Asked::Refused)
+        }
+    }
 }
 
 /// Removes the record's mapping; `true` where it is gone then. Where the router does not answer at the place of before, it
@@ -138,8 +212,7 @@ pub async fn remove(record: &Record) -> bool {
     if let Some(gone) = remove_at(record).await {
         return gone;
     }
-    let router = Gateway { address: record.gateway, source: record.source, interface: 0 };
-    let Some(device) = find(router).await else { return false };
+    let Some(device) = find(record.router()).await else { return false };
     let mut moved = record.clone();
     moved.control = Some(device.control);
     remove_at(&moved).await == Some(true)
@@ -148,34 +221,69 @@ pub async fn remove(record: &Record) -> bool {
 /// `None`: nobody answers there.
 async fn remove_at(record: &Record) -> Option<bool> {
     let Some(igd) = igd(record) else { return Some(false) };
-    // The request to delete names the external port alone, and by now that may be another host's.
-    match is_ours(&igd, record).await {
-        Ok(true) => {}
-        Ok(false) => return Some(true),
-        Err(RequestError::IoError(_)) => return None,
-        Err(_) => return Some(false),
+    let mut all = true;
+    for port in record.ports() {
+        // The request to delete names the external port alone, and by now that may be another host's.
+        match is_ours(&igd, record, port).await {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) if is_away(&error) => return None,
+            // A router without that request; what it granted within the lease is most likely still ours.
+            Err(_) if record.others.is_empty() => {}
+            Err(_) => {
+                all = false;
+                continue;
+            }
+        }
+        match igd.remove_port(PortMappingProtocol::UDP, port).await {
+            Ok(()) | Err(RemovePortError::NoSuchPortMapping) => {}
+            Err(RemovePortError::RequestError(error)) if is_away(&error) => return None,
+            Err(_) => all = false,
+        }
     }
-    match igd.remove_port(PortMappingProtocol::UDP, record.external_port).await {
-        Ok(()) | Err(RemovePortError::NoSuchPortMapping) => Some(true),
-        Err(RemovePortError::RequestError(RequestError::IoError(_))) => None,
-        Err(_) => Some(false),
+    Some(all)
+}
+
+/// Whether the mapping is as it was told; `None`: the router does not say.
+pub async fn holds(record: &Record, external: Ipv4Addr) -> Option<bool> {
+    let igd = igd(record)?;
+    match is_ours(&igd, record, record.external_port).await {
+        Ok(true) => Some(igd.get_external_ip().await.ok()? == IpAddr::V4(external)),
+        Ok(false) => Some(false),
+        // A restart may have moved the service; renewing looks for it.
+        Err(RequestError::IoError(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Some(false),
+        Err(_) => None,
     }
 }
 
-/// Whether the external port leads to us (GetSpecificPortMappingEntry, section 2.4.15; igd-next lacks it).
-async fn is_ours(igd: &Igd<Bounded>, record: &Record) -> Result<bool, RequestError> {
-    let action = "\"urn:schemas-upnp-org:service:WANIPConnection:1#GetSpecificPortMappingEntry\"";
+/// Whether nobody answers there, or not in time; rubbish is an answer.
+fn is_away(error: &RequestError) -> bool {
+    matches!(error, RequestError::IoError(error) if error.kind() != std::io::ErrorKind::InvalidData)
+}
+
+/// Whether the external port leads to us (GetSpecificPortMappingEntry, section 2.4.15 of WANIPConnection:1).
+async fn is_ours(igd: &Igd<Bounded>, record: &Record, port: u16) -> Result<bool, RequestError> {
+    let arguments =
+        [("NewRemoteHost", String::new()), ("NewExternalPort", port.to_string()), ("NewProtocol", "UDP".to_owned())];
+    let answer = call(igd, "GetSpecificPortMappingEntry", &arguments).await?;
+    match (tag(&answer, "NewInternalClient"), tag(&answer, "NewInternalPort")) {
+        (Some(client), Some(port)) => Ok(client.parse() == Ok(record.source) && port.parse() == Ok(record.local_port)),
+        // 714: no such mapping.
+        _ if tag(&answer, "errorCode") == Some("714") => Ok(false),
+        _ => Err(RequestError::InvalidResponse(String::new())),
+    }
+}
+
+/// A request in igd-next's manner; the answer as it is, a fault too.
+async fn call(igd: &Igd<Bounded>, action: &str, arguments: &[(&str, String)]) -> Result<String, RequestError> {
+    let service = format!("urn:schemas-upnp-org:service:{}", Service::WanIp1.name());
+    let arguments: String = arguments.iter().map(|(name, value)| format!("<{name}>{value}</{name}>")).collect();
     let body = format!(
         "<?xml version=\"1.0\"?>\n<s:Envelope s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\" \
          xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\"><s:Body>\
-         <u:GetSpecificPortMappingEntry xmlns:u=\"urn:schemas-upnp-org:service:WANIPConnection:1\">\
-         <NewRemoteHost></NewRemoteHost><NewExternalPort>{}</NewExternalPort><NewProtocol>UDP</NewProtocol>\
-         </u:GetSpecificPortMappingEntry></s:Body></s:Envelope>",
-        record.external_port
+         <u:{action} xmlns:u=\"{service}\">{arguments}</u:{action}></s:Body></s:Envelope>"
     );
-    let answer = Bounded::send_async(&igd.to_string(), action, &body).await?;
-    Ok(tag(&answer, "NewInternalClient").is_some_and(|client| client.parse() == Ok(record.source))
-        && tag(&answer, "NewInternalPort").is_some_and(|port| port.parse() == Ok(record.local_port)))
+    Bounded::send_async(&igd.to_string(), &format!("\"{service}#{action}\""), &body).await
 }
 
 /// igd-next's view of the router. The arguments and their order are the standard's (WANIPConnection:1, sections 2.4.16 and
@@ -197,7 +305,7 @@ fn igd(record: &Record) -> Option<Igd<Bounded>> {
     Some(Igd {
         addr: SocketAddr::from((record.gateway, control.port)),
         root_url: String::new(),
-        control_url: control.path.clone(),
+        control_url: format!("{}#{}", control.path, control.service.name()),
         control_schema_url: String::new(),
         control_schema: HashMap::from([("AddPortMapping".to_owned(), add), ("DeletePortMapping".to_owned(), delete)]),
         provider: Bounded,
@@ -213,16 +321,8 @@ fn search_socket(source: Ipv4Addr) -> std::io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// A header of an SSDP message, by its name in lower case.
-pub fn header<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(key, _)| key.trim().eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.trim())
-}
-
 async fn describe(router: Ipv4Addr, location: &str) -> Option<Control> {
-    let (address, path) = http::split_url(location)?;
+    let (address, path) = split_url(location)?;
     if address.ip() != IpAddr::V4(router) {
         tracing::debug!(%address, "a UPnP answer points away from the router");
         return None;
@@ -236,43 +336,6 @@ async fn describe(router: Ipv4Addr, location: &str) -> Option<Control> {
     }
 }
 
-/// The control URL of the first service that maps ports. A scan for the few tags that matter: the rest of a description is
-/// of no use, and often not quite XML.
-fn control_of(description: &str, location: SocketAddr) -> Option<Control> {
-    description.split("<service>").skip(1).find_map(|service| {
-        let service = service.split("</service>").next()?;
-        let kind = tag(service, "serviceType")?;
-        let maps = ["WANIPConnection:", "WANPPPConnection:"]
-            .iter()
-            .any(|name| kind.strip_prefix("urn:schemas-upnp-org:service:").is_some_and(|kind| kind.starts_with(name)));
-        let url = tag(service, "controlURL").filter(|_| maps)?;
-        let (address, path) = if url.starts_with("http:") {
-            let (address, path) = http::split_url(url)?;
-            (address, path.to_owned())
-        } else if url.starts_with('/') {
-            (location, url.to_owned())
-        } else {
-            (location, format!("/{url}"))
-        };
-        (address.ip() == location.ip() && http::is_path(&path)).then(|| Control { port: address.port(), path })
-    })
-}
-
-/// What stands between `<NAME …>` and `</NAME>`, the first time.
-fn tag<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = text.split_once(&format!("<{name}"))?;
-    let (attributes, rest) = rest.split_once('>')?;
-    let whole = attributes.is_empty() || attributes.starts_with(|first: char| first.is_ascii_whitespace());
-    Some(rest.split_once(&format!("</{name}>"))?.0.trim()).filter(|_| whole)
-}
-
-/// A port that needs no privilege; 718 told that the equal one is taken, so any is as good as another.
-fn random_port() -> Option<u16> {
-    let mut bytes = [0; 2];
-    getrandom::fill(&mut bytes).ok()?;
-    Some(1024 + u16::from_ne_bytes(bytes) % (u16::MAX - 1024))
-}
-
 /// A router's error may carry its whole answer; a log line needs the start.
 fn short(error: &AddPortError) -> String {
     error.to_string().chars().filter(|c| !c.is_control()).take(120).collect()
@@ -281,44 +344,6 @@ fn short(error: &AddPortError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SERVICE: &str = "<root><service><serviceType>urn:schemas-upnp-org:service:Layer3Forwarding:1</serviceType>\
-         <controlURL>/wrong</controlURL></service><service>\n<serviceType>urn:schemas-upnp-org:service:WANIPConnection:2\
-         </serviceType><controlURL>URL</controlURL></service></root>";
-
-    fn control(url: &str) -> Option<Control> {
-        control_of(&SERVICE.replace(">URL<", &format!(">{url}<")), location())
-    }
-
-    fn location() -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], 5000))
-    }
-
-    fn at(port: u16, path: &str) -> Option<Control> {
-        Some(Control { port, path: path.to_owned() })
-    }
-
-    #[test]
-    fn the_control_url_is_the_port_mapping_services_and_on_the_router() {
-        assert_eq!(control("/ctl/IP"), at(5000, "/ctl/IP"));
-        assert_eq!(control("ctl"), at(5000, "/ctl"));
-        assert_eq!(control("http://192.0.2.1:80/x"), at(80, "/x"));
-        for bad in ["http://203.0.113.9/x", "http://localhost/x", "/a b", "/\r\nHost: x"] {
-            assert_eq!(control(bad), None, "{bad}");
-        }
-        for cut in 0..SERVICE.len() {
-            control_of(&SERVICE[..cut], location());
-        }
-        assert_eq!(control_of(&SERVICE.replace("WANIPConnection", "WANCommon"), location()), None);
-    }
-
-    #[test]
-    fn headers_are_found_in_any_case() {
-        let text = "HTTP/1.1 200 OK\r\nLocation: http://192.0.2.1:5000/d.xml\r\nBOOTID.UPNP.ORG:7\r\n\r\n";
-        assert_eq!(header(text, "location"), Some("http://192.0.2.1:5000/d.xml"));
-        assert_eq!(header(text, "bootid.upnp.org"), Some("7"));
-        assert_eq!(header(text, "st"), None);
-    }
 
     /// A router on the loopback that answers each request by `answer(SOAP action, body)`; its record.
     async fn router(answer: impl Fn(&str, &str) -> String + Send + 'static) -> Record {
@@ -342,7 +367,7 @@ mod tests {
         let local = Ipv4Addr::LOCALHOST;
         let router = Gateway { address: local, source: local, interface: 1 };
         let mut record = Record::new(super::super::Protocol::Upnp, router, 4275, Duration::from_secs(60));
-        record.control = Some(Control { port, path: "/ctl".to_owned() });
+        record.control = Some(Control { port, path: "/ctl".to_owned(), service: Service::WanIp1 });
         record
     }
 
@@ -364,6 +389,13 @@ mod tests {
         ))
     }
 
+    fn granted(asked: Asked) -> Option<Grant> {
+        match asked {
+            Asked::Granted(grant) => Some(grant),
+            Asked::Refused | Asked::Silent => None,
+        }
+    }
+
     fn done(action: &str) -> String {
         soap(&format!("<u:{action}Response xmlns:u=\"u\"></u:{action}Response>"))
     }
@@ -377,11 +409,11 @@ mod tests {
                 _ => fault(code),
             })
             .await;
-            let grant = map(&mut record, Duration::from_secs(60), true).await.expect("maps");
+            let grant = granted(map(&mut record, Duration::from_secs(60)).await).expect("maps");
             assert_eq!(grant.external.to_string(), "100.64.0.9:4275", "a carrier's address is told as it is");
             assert!(record.permanent, "{code}");
             assert!(!record.has_expired());
-            assert!(map(&mut record, Duration::from_secs(60), false).await.is_some());
+            assert!(granted(map(&mut record, Duration::from_secs(60)).await).is_some());
         }
     }
 
@@ -392,12 +424,12 @@ mod tests {
         for bad in [external("0.0.0.0"), external("224.0.0.1"), external("::1"), deep, bomb, String::new(), fault(606)]
         {
             let mut record = router(move |_, _| bad.clone()).await;
-            assert!(map(&mut record, Duration::from_secs(60), true).await.is_none());
+            assert!(granted(map(&mut record, Duration::from_secs(60)).await).is_none());
             remove(&record).await;
         }
         let nested = soap(&"<a>".repeat(60)) + &"</a>".repeat(60);
         let mut record = router(move |_, _| nested.clone()).await;
-        assert!(map(&mut record, Duration::from_secs(60), true).await.is_none());
+        assert!(granted(map(&mut record, Duration::from_secs(60)).await).is_none());
     }
 
     #[tokio::test]
@@ -412,8 +444,8 @@ mod tests {
             fault(718)
         })
         .await;
-        assert!(map(&mut record, Duration::from_secs(60), true).await.is_none());
-        assert_eq!(tried.load(std::sync::atomic::Ordering::Relaxed), 1 + OTHER_PORTS);
+        assert!(granted(map(&mut record, Duration::from_secs(60)).await).is_none());
+        assert_eq!(tried.load(std::sync::atomic::Ordering::Relaxed), record.ports().count());
     }
 
     #[tokio::test]

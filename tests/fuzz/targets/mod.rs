@@ -19,6 +19,10 @@ mod message_control;
 mod miniature;
 mod node;
 mod noise;
+mod portmap_http;
+mod portmap_pcp;
+mod portmap_soap;
+mod portmap_ssdp;
 mod probe;
 mod rendezvous;
 mod rendezvous_server;
@@ -28,7 +32,7 @@ mod stun;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target there is.
-pub const ALL: [Target; 15] = [
+pub const ALL: [Target; 19] = [
     ("call", call::run),
     ("config", config::run),
     ("control", control::run),
@@ -40,6 +44,10 @@ pub const ALL: [Target; 15] = [
     ("message_control", message_control::run),
     ("node", node::run),
     ("noise", noise::run),
+    ("portmap_http", portmap_http::run),
+    ("portmap_pcp", portmap_pcp::run),
+    ("portmap_soap", portmap_soap::run),
+    ("portmap_ssdp", portmap_ssdp::run),
     ("probe", probe::run),
     ("rendezvous", rendezvous::run),
     ("rendezvous_server", rendezvous_server::run),
