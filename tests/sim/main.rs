@@ -6,6 +6,7 @@
 //!     member, servers, pinger         the shells of the real `Node` and the real servers, and who sends pings
 //!       world, nat, link              the network, which knows nothing of p2ptund (world_tests, nat/tests)
 //!         dice, watch                 chance, the transcript, and the detector of machines that never rest
+//!           own_nat                   nothing of the simulator's: the same NAT with real packets, whose tests need `nat`
 //! ```
 //!
 //! - `cargo test --test sim` runs everything, 30 seeds a pair; `-- pairs --nocapture` prints the matrix.
@@ -16,6 +17,7 @@
 //! Broken invariants gather in `World::faults`; a test that ends without looking at them proves half of what it could.
 
 mod classes;
+mod datagram;
 mod dice;
 mod hostile;
 mod inner;
@@ -24,6 +26,12 @@ mod machines;
 mod member;
 mod mesh;
 mod nat;
+#[path = "../lab/own_nat"]
+mod own_nat {
+    mod gateway;
+    mod kind;
+    mod packet;
+}
 mod pairs;
 mod pinger;
 mod scene;
