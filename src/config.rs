@@ -58,6 +58,8 @@ pub struct Mesh {
     pub listen_port: u16,
     pub mtu: u16,
     pub cipher: CipherChoice,
+    /// Whether calls between peers are passed on.
+    pub introduce: bool,
     pub discovery: Vec<Discovery>,
     /// Which protocols to ask a router by, in this order; empty for none.
     pub port_mapping: Vec<Mapper>,
@@ -158,6 +160,7 @@ impl Mesh {
         proto::config::Config {
             interface: self.interface.clone(),
             addresses: self.addresses.clone(),
+            introduce: self.introduce,
             mtu: self.mtu,
             private_key: self.private_key.clone(),
             listen_port,

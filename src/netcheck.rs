@@ -74,7 +74,7 @@ async fn discover(lookout: &Lookout) -> Result<Nat> {
         client.handle_timeout(now);
         carry_out(&mut client, &mut sockets).await;
         if client.is_finished() || now.since(start) > LONGEST {
-            return Ok(client.nat());
+            return Ok(client.nat(now));
         }
         let due = client.poll_timeout().unwrap_or(start + LONGEST);
         tokio::select! {

@@ -11,12 +11,16 @@
 //! - Everything that the network can make grow has a cap, and the cap is a named constant.
 
 pub mod action;
+pub mod allowance;
 pub mod allowed_ips;
+pub mod budget;
 pub mod codec;
 pub mod config;
 pub mod context;
 pub mod cookie;
+pub mod counter;
 pub mod discovery;
+pub mod introduction;
 pub mod ip;
 pub mod keys;
 pub mod message_control;

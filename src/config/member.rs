@@ -29,6 +29,11 @@ const MAX_WINDOW: i64 = 4096;
 const MAX_SOCKETS: i64 = 1024;
 /// Fifteen times over all ports there are.
 const MAX_PROBES: i64 = 1_000_000;
+/// All the ports that a NAT has.
+const MAX_ENTRIES: i64 = 65_536;
+/// Some 80 Mbit/s: more would be an attack.
+const MAX_RATE: i64 = 100_000;
+const MAX_HARD_CALLS: i64 = 16;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 pub(super) fn read(source: &Source, root: &Spanned<DeTable<'_>>, log: &mut Log) -> Option<Mesh> {
@@ -56,6 +61,7 @@ pub(super) fn read(source: &Source, root: &Spanned<DeTable<'_>>, log: &mut Log) 
         listen_port: interface.listen_port,
         mtu: interface.mtu?,
         cipher: interface.cipher,
+        introduce: interface.introduce,
         discovery,
         port_mapping,
         rendezvous: rendezvous?,
@@ -111,6 +117,7 @@ struct Interface {
     listen_port: u16,
     mtu: Option<u16>,
     cipher: CipherChoice,
+    introduce: bool,
 }
 
 fn interface(source: &Source, root: &Section<'_, '_>, taken: &mut Taken, log: &mut Log) -> Interface {
@@ -140,6 +147,7 @@ fn interface(source: &Source, root: &Section<'_, '_>, taken: &mut Taken, log: &m
     let mtu = mtu(&table, has_ipv6, log);
     let ciphers = [("auto", CipherChoice::Auto), ("chacha20poly1305", CipherChoice::ChaCha20Poly1305)];
     let cipher = table.choice("cipher", &ciphers, log);
+    let introduce = table.truth("introduce", log).unwrap_or(true);
     Interface {
         name,
         addresses: addresses.map(|nets| nets.into_iter().map(|net| net.value).collect()),
@@ -147,6 +155,7 @@ fn interface(source: &Source, root: &Section<'_, '_>, taken: &mut Taken, log: &m
         listen_port,
         mtu,
         cipher,
+        introduce,
     }
 }
 
@@ -242,6 +251,9 @@ fn punch(root: &Section<'_, '_>, log: &mut Log) -> Punch {
     };
     let sockets = number("sockets", MAX_SOCKETS, default.sockets, log);
     let probes = number("probes", MAX_PROBES, default.probes, log);
+    let entries = number("entries", MAX_ENTRIES, default.entries, log);
+    let rate = table.integer("rate", 1..=MAX_RATE, log).and_then(|n| u32::try_from(n.value).ok());
+    let hard_calls = number("hard_calls", MAX_HARD_CALLS, default.hard_calls, log);
     let timeout = table
         .text("timeout", log)
         .and_then(|text| log.take(text.at, "timeout", value::duration(text.value, *TIMEOUT.start(), *TIMEOUT.end())));
@@ -250,6 +262,9 @@ fn punch(root: &Section<'_, '_>, log: &mut Log) -> Punch {
         window: window.unwrap_or(default.window),
         sockets,
         probes,
+        entries,
+        rate,
+        hard_calls,
         timeout: timeout.map_or(default.timeout, |timeout| timeout.value),
     }
 }

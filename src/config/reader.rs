@@ -111,6 +111,15 @@ impl<'d, 'i> Section<'d, 'i> {
         }
     }
 
+    pub fn truth(&self, name: &str, log: &mut Log) -> Option<bool> {
+        let value = self.value(name)?;
+        let truth = value.get_ref().as_bool();
+        if truth.is_none() {
+            wrong_type(log, value, name, "true or false", self.shape.example(name));
+        }
+        truth
+    }
+
     /// The integers of an array, each within `range`; `None` where any of them is not.
     pub fn integers(&self, name: &str, range: RangeInclusive<i64>, log: &mut Log) -> Option<At<Vec<i64>>> {
         let value = self.value(name)?;

@@ -49,6 +49,7 @@ pub(super) const INTERFACE: Shape = Shape {
         key("listen_port", "listen_port = 4275"),
         key("mtu", "mtu = 1420, or mtu = \"auto\""),
         key("cipher", "cipher = \"auto\""),
+        key("introduce", "introduce = true"),
     ],
 };
 
@@ -88,6 +89,9 @@ pub(super) const PUNCH: Shape = Shape {
         key("window", "window = [-16, 32]"),
         key("sockets", "sockets = 256"),
         key("probes", "probes = 2048"),
+        key("entries", "entries = 1280"),
+        key("rate", "rate = 1000"),
+        key("hard_calls", "hard_calls = 1"),
         key("timeout", "timeout = \"10s\""),
     ],
 };

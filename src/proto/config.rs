@@ -25,6 +25,8 @@ pub struct Config {
     pub private_key: PrivateKey,
     /// The port that the main sockets are really bound to.
     pub listen_port: u16,
+    /// Whether calls between peers are passed on.
+    pub introduce: bool,
     pub discovery: Vec<Discovery>,
     pub rendezvous: Vec<Rendezvous>,
     pub peers: Vec<Peer>,
@@ -113,12 +115,27 @@ pub struct Punch {
     pub sockets: u32,
     /// Most probes that one call may send.
     pub probes: u32,
+    /// Most entries in our NAT's table that one call may make.
+    pub entries: u32,
+    /// Most probes a second, but for a volley. `None`: as many as send a call's probes in eight of its ten seconds, 1,000 to 25,000.
+    pub rate: Option<u32>,
+    /// Most peers with whom a hard call may be going on at the same time.
+    pub hard_calls: u32,
     /// Then the call has failed; it is tried again with back-off.
     pub timeout: Duration,
 }
 
 impl Default for Punch {
     fn default() -> Self {
-        Self { window: (-16, 32), sockets: 256, probes: 2048, timeout: Duration::from_secs(10) }
+        Self {
+            window: (-16, 32),
+            sockets: 256,
+            probes: 2048,
+            // What the costliest plan asks of one side: random by address against a sequence.
+            entries: 1280,
+            rate: None,
+            hard_calls: 1,
+            timeout: Duration::from_secs(10),
+        }
     }
 }

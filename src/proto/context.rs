@@ -1,7 +1,8 @@
 //! What a peer's machine may use of the member that it belongs to, for the length of one input.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rand_chacha::ChaCha20Rng;
@@ -9,7 +10,9 @@ use rand_chacha::rand_core::RngCore;
 
 use super::config;
 use super::discovery;
-use super::message_control::{Candidate, CandidateKind, MAX_CANDIDATES, Report};
+use super::introduction::{Errand, Introducers, Standing, Via};
+use super::keys::PublicKey;
+use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Mapping};
 use super::noise::Identity;
 use super::path::Way;
@@ -51,12 +54,17 @@ pub struct Local {
     pub discovery: discovery::client::Client,
     pub servers: Vec<rendezvous::client::Client>,
     pub ids: SocketIds,
+    /// Connected peers, who can introduce us to others, and what they are to pass.
+    pub introducers: Introducers,
+    pub errands: VecDeque<Errand>,
     /// Which peer a session index belongs to.
     pub indices: BTreeMap<u32, PeerId>,
     /// What is to be sent and done, in order: a socket is opened before what it sends, and closed after.
     pub out: VecDeque<Output>,
-    /// Which peer is in a hard call; there is one at a time.
-    pub hard_call: Option<PeerId>,
+    /// The peers that a hard call is going on with; `[punch] hard_calls` at most.
+    pub hard_calls: BTreeSet<PeerId>,
+    /// So many hops take a packet out of our own site, past all its NATs, as far as was learned.
+    pub low_ttl: u8,
 }
 
 impl Local {
@@ -115,6 +123,50 @@ impl Local {
         self.servers.iter().position(rendezvous::client::Client::is_connected)
     }
 
+    /// Who passes a call to `peer` first: a server, or else the nearest introducer.
+    pub fn passer(&self, peer: PeerId) -> Option<Via> {
+        // Without discovery, a call needs the address that the introducer sees us at, which shows a moment after the path.
+        let blind = !self.discovery.is_configured();
+        let usable = |standing: &Standing| standing.seen.is_some() || !blind;
+        let introducers = self.introducers.iter().filter(|(id, other)| **id != peer && usable(&other.standing));
+        let nearest = introducers.min_by_key(|(_, introducer)| introducer.standing.rtt.unwrap_or(Duration::MAX));
+        let nearest = nearest.map(|(id, _)| Via::Member { id: *id, delay: Duration::ZERO });
+        self.connected_server().map(Via::Server).or(nearest)
+    }
+
+    /// Has `via` pass something to another member.
+    pub fn pass(&mut self, now: Instant, via: Via, to: PublicKey, passed: Vec<u8>) {
+        match via {
+            Via::Server(number) => {
+                if let Some(server) = self.servers.get_mut(number) {
+                    server.forward(now, to, passed);
+                }
+            }
+            Via::Member { id, .. } => self.errands.push_back(Errand { introducer: id, to, passed }),
+        }
+    }
+
+    /// Round trip to who passes a call, and the address that it sees us at.
+    fn passer_view(&self, via: Via) -> (Option<Duration>, Option<SocketAddr>) {
+        match via {
+            Via::Server(number) => {
+                let server = self.servers.get(number);
+                (server.and_then(|server| server.rtt()), server.and_then(|server| server.public()))
+            }
+            Via::Member { id, .. } => {
+                let standing = self.introducers.get(&id).map(|introducer| introducer.standing);
+                (standing.and_then(|standing| standing.rtt), standing.and_then(|standing| standing.seen))
+            }
+        }
+    }
+
+    /// Has the servers answer, from where we are now: it opens what our NAT may have forgotten.
+    pub fn poke_servers(&mut self, now: Instant) {
+        for server in &mut self.servers {
+            server.poke(now);
+        }
+    }
+
     /// Opens a socket on a port of the core's choice.
     pub fn open_socket(&mut self) -> (SocketId, u16) {
         let id = self.ids.next();
@@ -129,28 +181,46 @@ impl Local {
         }
     }
 
-    /// What we say of ourselves in a call that punches from `socket`, through server number `server`; with an unused socket
-    /// where its first mapping can be expected to keep its port.
-    pub fn report(&mut self, now: Instant, socket: SocketId, server: usize) -> (Report, Option<SocketId>) {
+    /// Whether a hard call with `peer` may go on now; if so, it counts as one.
+    pub fn take_hard_turn(&mut self, peer: PeerId) -> bool {
+        let most = usize::try_from(self.punch.hard_calls).unwrap_or(usize::MAX);
+        let may = self.hard_calls.contains(&peer) || self.hard_calls.len() < most;
+        if may {
+            self.hard_calls.insert(peer);
+        }
+        may
+    }
+
+    /// What we say of ourselves in a call that punches from `socket`, passed by `via`; with an unused socket where
+    /// its first mapping can be expected to keep its port.
+    pub fn report(&mut self, now: Instant, socket: SocketId, via: Via) -> (Report, Option<SocketId>) {
+        let mut report = self.outline(now, socket, via);
+        let fresh = report.fresh_port.map(|_| self.open_socket());
+        report.fresh_port = fresh.map(|(_, port)| port);
+        (report, fresh.map(|(socket, _)| socket))
+    }
+
+    /// The same, as far as it can be said without opening anything: `fresh_port` stands for one that would be opened.
+    pub fn outline(&self, now: Instant, socket: SocketId, via: Via) -> Report {
         let view = self.discovery.view(now, socket);
         let behind_nat = view.mapping != Mapping::None && view.tuple.is_some();
         let preserves = view.allocation == Allocation::Preserving || view.fresh_preserves;
-        let fresh = (behind_nat && preserves).then(|| self.open_socket());
-        let server = self.servers.get(server);
-        let seen = server.and_then(rendezvous::client::Client::public).filter(SocketAddr::is_ipv4);
-        let report = Report {
-            // Without discovery, the address that the rendezvous server sees us at is the one tuple that there is.
-            tuple: view.tuple.or(seen),
+        let (rtt, seen) = self.passer_view(via);
+        Report {
+            // Without discovery, the address that the one who passes the call sees us at is the only tuple that there is.
+            tuple: view.tuple.or(seen.filter(SocketAddr::is_ipv4)),
             mapping: view.mapping,
             filtering: view.filtering,
             allocation: view.allocation,
             age: view.age,
-            cross_traffic: view.cross_traffic,
-            server_delay: server.and_then(rendezvous::client::Client::rtt).unwrap_or_default(),
+            cross_traffic: view.cross_traffic.map(Into::into),
+            server_delay: rtt.unwrap_or_default(),
             candidates: self.candidates(),
-            fresh_port: fresh.map(|(_, port)| port),
-        };
-        (report, fresh.map(|(socket, _)| socket))
+            fresh_port: (behind_nat && preserves).then_some(self.listen_port),
+            range: view.range,
+            holds: Vec::new(),
+            budget: Budget::default(),
+        }
     }
 
     fn candidates(&self) -> Vec<Candidate> {

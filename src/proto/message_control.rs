@@ -1,4 +1,4 @@
-//! MESSAGE_CONTROL: the call, its answer, and the abort, as two members exchange them through a rendezvous server
+//! MESSAGE_CONTROL: the call, its answer, an update, and the abort, as two members exchange them through a rendezvous server
 //! (patent \[0062\] to \[0067\]).
 //!
 //! WireGuard's handshake rides along, so that both have keys before the first hole is punched. What the server passes:
@@ -7,7 +7,11 @@
 //! CALL    | 1 | WireGuard initiation (148)           | sealed: call id, report         |
 //! ANSWER  | 2 | WireGuard response (92)              | sealed: call id, report, plan   |
 //! ABORT   | 3 | the caller's index (4), from the call | sealed: call id, reason        |
+//! UPDATE  | 4 | sealed as a probe is: call id, the caller's new report           |
 //! ```
+//!
+//! The caller sends an update where it learned its port towards the called member only after the answer had told it where that
+//! is: a NAT that maps by address and port gives out no such port before.
 //!
 //! The sealed parts are ChaCha20-Poly1305 under keys that come out of the handshake itself ([`super::noise`]): the call's and
 //! the abort's are known to the two members once the initiation is read, the answer's once the response is. The server, or
@@ -20,7 +24,7 @@
 //! | --- | ------------- | --------------------------------------------------------------------------------- |
 //! | 1   | tuple         | address (19): the second tuple, of the mapping that the NAT made last             |
 //! | 2   | NAT           | mapping (1), filtering (1), allocation (1), differential (4, signed)              |
-//! | 3   | freshness     | age of the tuple (4, ms), cross traffic (4, mappings per 1,000 s)                 |
+//! | 3   | freshness     | age of the tuple (4, ms), cross traffic and its error (4 each, mappings per 1,000 s; all ones: not known) |
 //! | 4   | server delay  | round trip to this rendezvous server (4, µs)                                      |
 //! | 5   | candidate     | kind (1), address (19); up to [`MAX_CANDIDATES`]                                  |
 //! | 6   | fresh port    | port (2) of an unused socket, whose first mapping the NAT is expected to preserve |
@@ -28,15 +32,22 @@
 //! | 8   | aim           | address (19): where the called member will be, as it expects                      |
 //! | 9   | round         | length of a round of the shotgun (4, ms)                                          |
 //! | 10  | reason        | why the call is refused (1)                                                       |
+//! | 11  | range         | lowest and highest port (2 each) that the NAT was seen to give out                |
+//! | 12  | hold          | first and last port (2 each) between which a mapping of ours is, the port (2) of the receiver's that it leads to; up to [`MAX_HOLDS`] |
+//! | 13  | budget        | probes, NAT entries (4 each) that the sender may spend on this call               |
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::codec::{Reader, Writer};
+use super::counter::Rate;
 use super::nat::{Allocation, Filtering, Mapping};
 
 /// Most candidates that a report may carry: a host has few addresses, and each costs the other side probes.
 pub const MAX_CANDIDATES: usize = 16;
+
+/// Most mappings that a member makes before it knows which of them will meet.
+pub const MAX_HOLDS: usize = 5;
 
 /// A call's identity, random, chosen by the caller.
 pub type CallId = u64;
@@ -51,6 +62,9 @@ const MODIFICATION: u8 = 7;
 const AIM: u8 = 8;
 const ROUND: u8 = 9;
 const REASON: u8 = 10;
+const RANGE: u8 = 11;
+const HOLD: u8 = 12;
+const BUDGET: u8 = 13;
 
 /// An address at which a member may be reached without its NAT's mapping being guessed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -91,12 +105,58 @@ pub struct Report {
     pub allocation: Allocation,
     /// How long ago the tuple was observed, when the report was sent.
     pub age: Duration,
-    /// New mappings per 1,000 seconds that others make behind the same NAT.
-    pub cross_traffic: u32,
+    /// New mappings that others make behind the same NAT. `None`: it was looked at once only.
+    pub cross_traffic: Option<PerKilosecond>,
     /// Round trip to the server that passes this report.
     pub server_delay: Duration,
     pub candidates: Vec<Candidate>,
     pub fresh_port: Option<u16>,
+    /// The ports that the NAT gives out, as far as they were seen to have ends.
+    pub range: Option<(u16, u16)>,
+    /// Mappings made towards the receiver already.
+    pub holds: Vec<Hold>,
+    pub budget: Budget,
+}
+
+/// A rate and its standard deviation, in mappings per 1,000 s.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PerKilosecond {
+    pub rate: u32,
+    pub error: u32,
+}
+
+impl From<Rate> for PerKilosecond {
+    fn from(rate: Rate) -> Self {
+        // A float's conversion saturates.
+        Self { rate: (rate.per_s * 1e3) as u32, error: (rate.error * 1e3) as u32 }
+    }
+}
+
+impl From<PerKilosecond> for Rate {
+    fn from(rate: PerKilosecond) -> Self {
+        Self { per_s: f64::from(rate.rate) / 1e3, error: f64::from(rate.error) / 1e3 }
+    }
+}
+
+/// A mapping of the sender's towards port `to` of the receiver's: its public port is between `first` and `last`, in steps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Hold {
+    pub first: u16,
+    pub last: u16,
+    pub to: u16,
+}
+
+impl Hold {
+    pub fn is_exact(&self) -> bool {
+        self.first == self.last
+    }
+}
+
+/// What a member may spend on a call: both plan within the smaller of the two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Budget {
+    pub probes: u32,
+    pub entries: u32,
 }
 
 /// The called member's decisions.
@@ -123,6 +183,12 @@ pub struct Answer {
     pub terms: Terms,
 }
 
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Update {
+    pub id: CallId,
+    pub report: Report,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Abort {
     pub id: CallId,
@@ -140,6 +206,17 @@ pub enum Reason {
 }
 
 impl Call {
+    pub fn encode(&self) -> Vec<u8> {
+        write_report(Writer::default().u64(self.id), &self.report).finish()
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let fields = Fields::parse(bytes)?;
+        Some(Self { id: fields.id, report: fields.report })
+    }
+}
+
+impl Update {
     pub fn encode(&self) -> Vec<u8> {
         write_report(Writer::default().u64(self.id), &self.report).finish()
     }
@@ -205,7 +282,9 @@ fn write_report(writer: Writer, report: &Report) -> Writer {
         Filtering::AddressAndPortDependent => 4,
     };
     writer = writer.u8(NAT).u8(7).u8(mapping).u8(filtering).u8(allocation).i32(step);
-    writer = writer.u8(FRESHNESS).u8(8).u32(millis(report.age)).u32(report.cross_traffic);
+    let unknown = PerKilosecond { rate: u32::MAX, error: u32::MAX };
+    let PerKilosecond { rate, error } = report.cross_traffic.unwrap_or(unknown);
+    writer = writer.u8(FRESHNESS).u8(12).u32(millis(report.age)).u32(rate).u32(error);
     let delay = u32::try_from(report.server_delay.as_micros()).unwrap_or(u32::MAX);
     writer = writer.u8(SERVER_DELAY).u8(4).u32(delay);
     for candidate in report.candidates.iter().take(MAX_CANDIDATES) {
@@ -214,7 +293,13 @@ fn write_report(writer: Writer, report: &Report) -> Writer {
     if let Some(port) = report.fresh_port {
         writer = writer.u8(FRESH_PORT).u8(2).u16(port);
     }
-    writer
+    if let Some((low, high)) = report.range {
+        writer = writer.u8(RANGE).u8(4).u16(low).u16(high);
+    }
+    for hold in report.holds.iter().take(MAX_HOLDS) {
+        writer = writer.u8(HOLD).u8(6).u16(hold.first).u16(hold.last).u16(hold.to);
+    }
+    writer.u8(BUDGET).u8(8).u32(report.budget.probes).u32(report.budget.entries)
 }
 
 fn millis(duration: Duration) -> u32 {
@@ -272,7 +357,9 @@ impl Fields {
             }
             FRESHNESS => {
                 self.report.age = Duration::from_millis(u64::from(value.u32()?));
-                self.report.cross_traffic = value.u32()?;
+                let (rate, error) = (value.u32()?, value.u32()?);
+                let known = rate != u32::MAX && error != u32::MAX;
+                self.report.cross_traffic = known.then_some(PerKilosecond { rate, error });
             }
             SERVER_DELAY => self.report.server_delay = Duration::from_micros(u64::from(value.u32()?)),
             CANDIDATE => {
@@ -283,6 +370,18 @@ impl Fields {
                 }
             }
             FRESH_PORT => self.report.fresh_port = Some(value.u16()?).filter(|port| *port != 0),
+            RANGE => {
+                let (low, high) = (value.u16()?, value.u16()?);
+                self.report.range = (0 < low && low <= high).then_some((low, high));
+            }
+            HOLD => {
+                let hold = Hold { first: value.u16()?, last: value.u16()?, to: value.u16()? };
+                let whole = hold.first != 0 && hold.last != 0 && hold.to != 0;
+                if whole && self.report.holds.len() < MAX_HOLDS {
+                    self.report.holds.push(hold);
+                }
+            }
+            BUDGET => self.report.budget = Budget { probes: value.u32()?, entries: value.u32()? },
             MODIFICATION => self.terms.modification = reachable(value.address()?),
             AIM => self.terms.aim = reachable(value.address()?),
             ROUND => self.terms.round = Duration::from_millis(u64::from(value.u32()?)),
@@ -322,13 +421,16 @@ mod tests {
             filtering: Filtering::AddressAndPortDependent,
             allocation: Allocation::SecondPriority { step: -4 },
             age: Duration::from_millis(120),
-            cross_traffic: 12_000,
+            cross_traffic: Some(PerKilosecond { rate: 12_000, error: 3000 }),
             server_delay: Duration::from_micros(100_250),
             candidates: vec![
                 Candidate { kind: CandidateKind::Host, address: "10.1.0.2:4275".parse().expect("address") },
                 Candidate { kind: CandidateKind::Ipv6, address: "[2001:db8::7]:4275".parse().expect("address") },
             ],
             fresh_port: Some(40123),
+            range: Some((30_000, 34_095)),
+            holds: vec![Hold { first: 30_008, last: 30_012, to: 40_000 }],
+            budget: Budget { probes: 2048, entries: 1280 },
         }
     }
 
@@ -343,6 +445,8 @@ mod tests {
         };
         let answer = Answer { id: 8, report: report(), terms };
         assert_eq!(Answer::parse(&answer.encode()), Some(answer));
+        let update = Update { id: 10, report: report() };
+        assert_eq!(Update::parse(&update.encode()), Some(update));
         let abort = Abort { id: 9, reason: Reason::Busy };
         assert_eq!(Abort::parse(&abort.encode()), Some(abort));
     }
@@ -382,6 +486,7 @@ mod tests {
         fn no_input_panics(bytes: Vec<u8>) {
             let _ = Call::parse(&bytes);
             let _ = Answer::parse(&bytes);
+            let _ = Update::parse(&bytes);
             let _ = Abort::parse(&bytes);
         }
 

@@ -9,8 +9,8 @@
 //! All of this orders what is tried; it never forbids anything, because a NAT may be misread.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
+use super::counter;
 use super::time::Instant;
 
 /// How a NAT picks the public port for a new mapping, RFC 4787 section 4.1.
@@ -62,6 +62,33 @@ impl Allocation {
     }
 }
 
+/// How many mappings we made up to some moment, by what makes one. Which of them count, the NAT's kind says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Made {
+    /// One for each socket.
+    pub sockets: u64,
+    /// One for each socket and address that it sent to.
+    pub by_address: u64,
+    /// One for each socket, address and port.
+    pub by_port: u64,
+}
+
+impl Made {
+    /// Those that moved the counter of a NAT of this kind.
+    pub fn counted(self, mapping: Mapping, allocation: Allocation) -> u64 {
+        let all = match mapping {
+            Mapping::None | Mapping::EndpointIndependent => self.sockets,
+            Mapping::AddressDependent => self.by_address,
+            Mapping::AddressAndPortDependent | Mapping::Unknown => self.by_port,
+        };
+        match allocation {
+            // A socket's first mapping keeps its port, and takes none of the sequence.
+            Allocation::SecondPriority { .. } => all.saturating_sub(self.sockets),
+            Allocation::Preserving | Allocation::Sequential { .. } | Allocation::Random | Allocation::Unknown => all,
+        }
+    }
+}
+
 /// One request that was answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Observation {
@@ -70,9 +97,18 @@ pub struct Observation {
     pub public: SocketAddr,
     /// When the request that made the mapping was first sent.
     pub sent: Instant,
+    /// What we had made before it.
+    pub made: Made,
 }
 
-/// What the observations of one socket, in the order in which they were sent, say.
+impl Observation {
+    /// Whether the NAT kept the local port.
+    pub fn is_kept(&self) -> bool {
+        self.public.port() == self.local_port
+    }
+}
+
+/// What the observations say.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Nat {
     pub mapping: Mapping,
@@ -81,20 +117,17 @@ pub struct Nat {
     pub public: Vec<SocketAddr>,
 }
 
-/// Gaps beyond this are not taken for a sequence: a random port lies within it once in 64 tries, and three in a row in the
-/// same direction once in a million; other users take at most a few ports in the milliseconds between two requests.
-const LARGEST_GAP: i32 = 1024;
-
 impl Nat {
-    /// `own`: this machine's own addresses.
-    pub fn classify(observations: &[Observation], own: &[IpAddr]) -> Self {
+    /// From `main`, what one socket saw, in the order in which it was sent: it tells the mapping. From `all`, what every socket
+    /// saw: it tells which ports are given out. `own`: this machine's own addresses.
+    pub fn classify(main: &[Observation], all: &[Observation], own: &[IpAddr]) -> Self {
         let mut public = Vec::new();
-        for observation in observations {
+        for observation in main {
             public.retain(|known| *known != observation.public);
             public.push(observation.public);
         }
-        let mapping = mapping(observations, own);
-        Self { mapping, allocation: allocation(observations, mapping), public }
+        let mapping = mapping(main, own);
+        Self { mapping, allocation: allocation(main, all, mapping), public }
     }
 }
 
@@ -119,15 +152,9 @@ fn mapping(observations: &[Observation], own: &[IpAddr]) -> Mapping {
     if by_port || !port_was_asked { Mapping::AddressAndPortDependent } else { Mapping::AddressDependent }
 }
 
-fn allocation(observations: &[Observation], mapping: Mapping) -> Allocation {
-    let Some(first) = observations.first() else { return Allocation::Unknown };
-    let mut ports: Vec<u16> = Vec::new();
-    for observation in observations {
-        if !ports.contains(&observation.public.port()) {
-            ports.push(observation.public.port());
-        }
-    }
-    let preserved = first.public.port() == first.local_port;
+fn allocation(main: &[Observation], all: &[Observation], mapping: Mapping) -> Allocation {
+    let Some(first) = main.first() else { return Allocation::Unknown };
+    let preserved = first.is_kept();
     match mapping {
         Mapping::None => return Allocation::Preserving,
         Mapping::Unknown | Mapping::EndpointIndependent => {
@@ -135,8 +162,16 @@ fn allocation(observations: &[Observation], mapping: Mapping) -> Allocation {
         }
         Mapping::AddressDependent | Mapping::AddressAndPortDependent => {}
     }
-    let sequence = if preserved { &ports[1..] } else { &ports[..] };
-    match (step(sequence), preserved) {
+    // One look a mapping: by address, the second port of a server shows the first one's mapping again.
+    let mut looks: Vec<&Observation> = all.iter().filter(|seen| !(preserved && seen.is_kept())).collect();
+    looks.sort_by_key(|seen| (seen.made.by_port, seen.sent));
+    let mut seen: Vec<u16> = Vec::new();
+    looks.retain(|look| {
+        let news = !seen.contains(&look.public.port());
+        seen.push(look.public.port());
+        news
+    });
+    match (step(&looks, mapping), preserved) {
         (Step::Of(step), true) => Allocation::SecondPriority { step },
         (Step::Of(step), false) => Allocation::Sequential { step },
         // One masqueraded port tells no step; a step of one is what almost every such NAT takes.
@@ -152,49 +187,109 @@ enum Step {
     Irregular,
 }
 
-fn step(ports: &[u16]) -> Step {
-    let gaps: Vec<i32> = ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
+/// The largest step that one gap alone makes believe: two random ports lie as near once in 126 tries.
+const LARGEST_STEP_OF_ONE_GAP: u32 = 256;
+/// And the largest of all.
+const LARGEST_STEP: u32 = 1024;
+
+/// Sequential is what takes as many steps between two looks as there were mappings of ours, and a few of others. So a random
+/// port within a small block is not taken for a sequence that others use a lot: they would have had to be very quick.
+fn step(looks: &[&Observation], mapping: Mapping) -> Step {
+    let mut gaps: Vec<Gap> = looks.windows(2).map(|pair| Gap::between(pair[0], pair[1], mapping)).collect();
     if gaps.is_empty() {
         return Step::TooFew;
     }
-    let regular = |gaps: &[i32]| {
-        let near = gaps.iter().all(|gap| gap.abs() <= LARGEST_GAP);
-        near && (gaps.iter().all(|gap| *gap > 0) || gaps.iter().all(|gap| *gap < 0))
-    };
-    let mut gaps = gaps;
-    if !regular(&gaps) && gaps.len() > 1 {
-        // One gap may be the sequence's wrap to its start: it says nothing, where the others agree.
-        let widest = (0..gaps.len()).max_by_key(|i| gaps[*i].abs()).unwrap_or(0);
+    let few = gaps.len() == 1;
+    if let Some(step) = common_step(&gaps) {
+        return if few && step.unsigned_abs() > LARGEST_STEP_OF_ONE_GAP { Step::Irregular } else { Step::Of(step) };
+    }
+    if gaps.len() > 2 {
+        // One gap may be the sequence's start anew at the other end of its range: it says nothing, where the others agree.
+        let widest = (0..gaps.len()).max_by_key(|i| gaps[*i].way.abs()).unwrap_or(0);
         gaps.remove(widest);
+        if let Some(step) = common_step(&gaps) {
+            return Step::Of(step);
+        }
     }
-    if !regular(&gaps) {
-        return Step::Irregular;
+    Step::Irregular
+}
+
+/// From one look to the next.
+struct Gap {
+    way: i32,
+    /// Mappings of our own.
+    own: u32,
+    /// The most of others that can have come between.
+    others: u32,
+}
+
+impl Gap {
+    fn between(a: &Observation, b: &Observation, mapping: Mapping) -> Self {
+        let count = |seen: &Observation| match mapping {
+            Mapping::AddressDependent => seen.made.by_address,
+            _ => seen.made.by_port,
+        };
+        let time = b.sent.since(a.sent).as_secs_f64();
+        Self {
+            way: i32::from(b.public.port()) - i32::from(a.public.port()),
+            own: u32::try_from(count(b).saturating_sub(count(a))).unwrap_or(u32::MAX).max(1),
+            others: counter::BURST_SLACK as u32 + (counter::LARGEST_RATE * time) as u32,
+        }
     }
-    let size = gaps.iter().fold(0, |divisor, gap| gcd(divisor, gap.unsigned_abs()));
-    let size = i32::try_from(size).unwrap_or(LARGEST_GAP);
-    Step::Of(if gaps[0] > 0 { size } else { -size })
+}
+
+fn common_step(gaps: &[Gap]) -> Option<i32> {
+    let size = gaps.iter().fold(0, |divisor, gap| gcd(divisor, gap.way.unsigned_abs()));
+    let forward = gaps.first()?.way > 0;
+    let regular = size > 0
+        && size <= LARGEST_STEP
+        && gaps.iter().all(|gap| {
+            let steps = gap.way.unsigned_abs() / size;
+            (gap.way > 0) == forward && steps <= gap.own.saturating_add(gap.others)
+        });
+    let step = i32::try_from(size).ok()?;
+    regular.then_some(if forward { step } else { -step })
 }
 
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// More than this is no traffic but a jump: a busy carrier's NAT was seen to make some hundreds a second (Klinec and Matyas
-/// measured 48 to 265), and a port range is used up in 20 s at this rate.
-const LARGEST_RATE: f64 = 3000.0;
+/// Fewer random ports than this say nothing of the range that they come from.
+const FEWEST_FOR_A_BLOCK: usize = 6;
+/// How seldom ports of the whole range may lie together as they were seen to, for a block to be believed.
+const BLOCK_BY_CHANCE: f64 = 1e-3;
+/// The ports that NATs use in all.
+const WHOLE_RANGE: f64 = 64_512.0;
 
-/// How many mappings a second other users of the NAT make: from the way that the counter went between two looks at it,
-/// less `own` mappings of ours.
-pub fn cross_traffic(step: i32, before: (Instant, u16), after: (Instant, u16), own: u32) -> Option<f64> {
-    let elapsed = after.0.since(before.0);
-    // Over less than this a rate is noise, and over more a counter may have gone around, or its NAT have been restarted.
-    if elapsed < Duration::from_millis(100) || elapsed > Duration::from_secs(60) || step == 0 {
+/// The block of ports that random ports of a NAT come from, both ends included, where they lie too near each other for the whole
+/// range: as long as a power of two (RFC 7422 section 4.1, as carriers give them out) that holds them, and at the roundest place.
+pub fn block(ports: &[u16]) -> Option<(u16, u16)> {
+    let (low, high) = (*ports.iter().min()?, *ports.iter().max()?);
+    let mut different = ports.to_vec();
+    different.sort_unstable();
+    different.dedup();
+    let count = i32::try_from(different.len()).ok()?;
+    if different.len() < FEWEST_FOR_A_BLOCK {
         return None;
     }
-    let way = i32::from(after.1) - i32::from(before.1);
-    let mappings = f64::from(way) / f64::from(step) - f64::from(own);
-    let rate = mappings / elapsed.as_secs_f64();
-    (0.0..=LARGEST_RATE).contains(&rate).then_some(rate)
+    let spread = u32::from(high - low) + 1;
+    let by_chance = f64::from(count) * (f64::from(spread) / WHOLE_RANGE).powi(count - 1);
+    if by_chance > BLOCK_BY_CHANCE {
+        return None;
+    }
+    let length = spread.next_power_of_two().max(64);
+    let earliest = (u32::from(high) + 1).saturating_sub(length);
+    let middle = earliest.midpoint(u32::from(low));
+    let places = earliest..=u32::from(low);
+    // What people and machines begin ranges at, the roundest first.
+    let round = [length, 1000, 500, 256, 100, 128, 64, 50, 32, 16, 10, 8, 4, 2, 1];
+    let start = round.into_iter().find_map(|unit| {
+        let before = middle / unit * unit;
+        let near = [before, before + unit, before.saturating_sub(unit)];
+        near.into_iter().filter(|at| places.contains(at)).min_by_key(|at| at.abs_diff(middle))
+    })?;
+    Some((u16::try_from(start).ok()?, u16::try_from((start + length - 1).min(u32::from(u16::MAX))).ok()?))
 }
 
 #[cfg(test)]
@@ -210,14 +305,16 @@ mod tests {
         let observations: Vec<_> = servers
             .iter()
             .zip(ports)
-            .map(|(server, port)| Observation {
+            .zip(0..)
+            .map(|((server, port), nth)| Observation {
                 server: server.parse().expect("address"),
                 local_port: LOCAL,
                 public: SocketAddr::new("203.0.113.5".parse().expect("address"), port),
                 sent: Instant::default(),
+                made: Made { sockets: 1, by_address: nth / 2, by_port: nth },
             })
             .collect();
-        Nat::classify(&observations, &["10.0.0.2".parse().expect("address")])
+        Nat::classify(&observations, &observations, &["10.0.0.2".parse().expect("address")])
     }
 
     #[test]
@@ -229,9 +326,10 @@ mod tests {
             local_port: LOCAL,
             public: "203.0.113.5:4275".parse().expect("address"),
             sent: Instant::default(),
+            made: Made::default(),
         };
         let own = ["203.0.113.5".parse().expect("address")];
-        assert_eq!(Nat::classify(&[observation], &own).mapping, Mapping::None);
+        assert_eq!(Nat::classify(&[observation], &[observation], &own).mapping, Mapping::None);
     }
 
     #[test]
@@ -263,16 +361,24 @@ mod tests {
     }
 
     #[test]
-    fn cross_traffic_is_what_moved_the_counter_besides_us() {
-        let before = (Instant::default(), 7000);
-        let after = (Instant::default() + Duration::from_millis(500), 7014);
-        assert_eq!(cross_traffic(2, before, after, 2), Some(10.0));
+    fn random_ports_within_a_block_are_no_sequence() {
+        assert_eq!(seen([20_017, 20_160, 20_233, 20_511]).allocation, Allocation::Random);
+        assert_eq!(seen([20_500, 20_017, 20_233, 20_111]).allocation, Allocation::Random);
+    }
+
+    #[test]
+    fn a_block_is_found_where_ports_lie_together_and_begins_at_a_round_number() {
+        let ports = [20_017, 20_160, 20_233, 20_488, 20_301, 20_099, 20_420, 20_350];
+        assert_eq!(block(&ports), Some((20_000, 20_511)));
+        assert_eq!(block(&[40_961, 41_470, 41_022, 41_200, 41_400, 41_111, 41_333, 40_999]), Some((40_960, 41_471)));
+        assert_eq!(block(&[2000, 61_000, 33_000, 12_000, 45_000, 20_000, 7000, 58_000]), None);
+        assert_eq!(block(&ports[..5]), None);
     }
 
     proptest! {
         #[test]
         fn a_sequence_with_gaps_is_found_with_a_step_that_divides_every_gap(
-            start in 20000u16..30000, step in 1u16..=64, skips in prop::array::uniform3(1u16..=8)
+            start in 20000u16..30000, step in 1u16..=64, skips in prop::array::uniform3(1u16..=6)
         ) {
             let mut ports = [start; 4];
             for i in 0..3 {

@@ -9,6 +9,8 @@
 //! One owner of everything; peers borrow what is not theirs ([`Local`]) for the length of one input. Deadlines stand in one
 //! table, so that a member of 1,000 peers looks only at those that are due.
 
+mod introducing;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,17 +18,20 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::action::{Drop, Drops};
+use super::allowance::Allowance;
 use super::allowed_ips::AllowedIps;
 use super::config::{self, Config};
 pub use super::context::MappedPort;
 use super::context::{Local, Output, PeerId};
 use super::cookie::{Gate, Verdict, reply_receiver};
 use super::discovery;
+use super::introduction::Via;
 use super::ip::Header;
 use super::keys::PublicKey;
 use super::noise::{Identity, Received};
 use super::path::Way;
 use super::peer::Peer;
+use super::peer::recovering::Change;
 use super::punch::SocketIds;
 use super::rendezvous::{self, client::Word};
 use super::session::receiver_of;
@@ -42,6 +47,9 @@ const BUSY_PER_S: u32 = 600;
 /// A server that sees us move makes us look at the network anew at most this often: a NAT that forgets between two keepalives
 /// moves us each time, and a server may lie.
 const MOVED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Past one NAT, and no further, until more is learned: a packet that ends at the next router opens that NAT.
+const LOW_TTL: u8 = 2;
 
 /// One mesh member, whole. Single owner, no locks; see [`crate::proto`] for how it is driven.
 pub struct Node {
@@ -60,6 +68,8 @@ pub struct Node {
     /// Something that calls wait for may have come.
     stirred: bool,
     drops: Drops,
+    /// What we may still pass for others.
+    introductions: Allowance,
     /// When a server last said that we are elsewhere than before.
     moved_at: Option<Instant>,
     resolving: BTreeSet<String>,
@@ -92,10 +102,13 @@ impl Node {
                 mapped: None,
                 discovery,
                 servers,
+                introducers: BTreeMap::new(),
+                errands: VecDeque::new(),
                 ids: SocketIds::default(),
                 indices: BTreeMap::new(),
                 out: VecDeque::new(),
-                hard_call: None,
+                hard_calls: BTreeSet::new(),
+                low_ttl: LOW_TTL,
             },
             gate,
             routes: AllowedIps::default(),
@@ -107,6 +120,7 @@ impl Node {
             nat_told: None,
             stirred: false,
             drops: Drops::default(),
+            introductions: Allowance::default(),
             moved_at: None,
             resolving: BTreeSet::new(),
             config,
@@ -230,13 +244,13 @@ impl Node {
                 let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
                 self.with_peer(id, |peer, local| peer.handle_probe(now, local, way, kind, datagram))
             }
-            Dudp::Register | Dudp::MessageControl | Dudp::Reset => self.handle_server(now, way, kind, datagram),
+            Dudp::Register | Dudp::MessageControl | Dudp::Reset => self.handle_words(now, way, kind, datagram),
             // Requests are for servers.
             Dudp::Start => Err(Drop::Malformed),
         }
     }
 
-    fn handle_server(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
+    fn handle_words(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
         let index = rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
         if kind == Dudp::Reset {
             // It names our packet's receiver, so the server's index and not ours: the address tells whose it is.
@@ -247,26 +261,32 @@ impl Node {
             return outcome;
         }
         let servers = &mut self.local.servers;
-        let number = servers.iter().position(|server| server.owns(index)).ok_or(Drop::Unknown)?;
+        let Some(number) = servers.iter().position(|server| server.owns(index)) else {
+            let id = self.local.indices.get(&index).copied().filter(|_| kind == Dudp::MessageControl);
+            return self.handle_control(now, way, id.ok_or(Drop::Unknown)?, datagram);
+        };
         match servers[number].handle_sealed(now, kind, way.remote, datagram)? {
             Word::Nothing => Ok(()),
             Word::Moved { .. } => {
                 if self.moved_at.is_none_or(|at| now.since(at) >= MOVED_INTERVAL) {
                     self.moved_at = Some(now);
-                    self.on_network_changed(now, false);
+                    // A NAT that forgot or was renumbered is still the NAT that it was: what is known of it serves until there is news.
+                    self.local.discovery.again(now);
+                    self.each_peer(|peer, local| peer.hurry(now, local));
+                    self.settle(now);
                 }
                 Ok(())
             }
             Word::Absent { to } => {
                 let id = self.by_key.get(&to).copied().ok_or(Drop::Unknown)?;
                 self.with_peer(id, |peer, local| {
-                    peer.handle_absent(now, local);
+                    peer.handle_absent(now, local, Via::Server(number));
                     Ok(())
                 })
             }
             Word::Deliver { from, passed } => {
                 let id = self.by_key.get(&from).copied().ok_or(Drop::Unauthentic)?;
-                self.with_peer(id, |peer, local| peer.handle_passed(now, local, number, &passed))
+                self.with_peer(id, |peer, local| peer.handle_passed(now, local, Via::Server(number), &passed))
             }
         }
     }
@@ -315,12 +335,13 @@ impl Node {
     /// As [`Node::schedule`], for a peer that was just looked at: it has done all that was due, so what it still calls due is
     /// due a little later.
     fn schedule_after(&mut self, id: PeerId, looked_at: Instant) {
+        self.note_standing(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let is_hard = peer.is_in_hard_call();
-        if is_hard && self.local.hard_call.is_none() {
-            self.local.hard_call = Some(id);
-        } else if !is_hard && self.local.hard_call == Some(id) {
-            self.local.hard_call = None;
+        if is_hard {
+            self.local.hard_calls.insert(id);
+        } else {
+            self.local.hard_calls.remove(&id);
         }
         let floor = looked_at + std::time::Duration::from_nanos(u64::from(looked_at != Instant::default()));
         let due = peer.poll_timeout().map(|due| due.max(floor));
@@ -338,6 +359,7 @@ impl Node {
 
     /// Collects what the machines want done, and lets calls go on that waited for others.
     fn settle(&mut self, now: Instant) {
+        self.run_errands(now);
         self.local.collect_discovery();
         for number in 0..self.local.servers.len() {
             while let Some(action) = self.local.servers[number].poll_action() {
@@ -366,7 +388,7 @@ impl Node {
         if !self.local.discovery.is_ready(now, SocketId::MAIN_V4) {
             return;
         }
-        let nat = self.local.discovery.nat();
+        let nat = self.local.discovery.nat(now);
         let summary = format!(
             "mapping {:?}, filtering {:?}, allocation {:?}, step {}",
             nat.mapping,
@@ -384,8 +406,11 @@ impl Node {
     /// This machine's own unicast addresses (no loopback, no link-local, not the tunnel's own) are these. To be called once
     /// at the start and whenever they, or the default route, changed.
     pub fn handle_addresses(&mut self, now: Instant, addresses: &[ipnet::IpNet]) {
+        let change = Change::between(&self.local.addresses, addresses);
         self.local.addresses = addresses.to_vec();
-        self.on_network_changed(now, true);
+        self.on_network_changed(now);
+        self.each_peer(|peer, local| peer.handle_network(now, local, &change));
+        self.settle(now);
     }
 
     /// The wall clock reads this. To be told now and then; what it means is [`WallClock::adjust`]'s to say.
@@ -393,23 +418,25 @@ impl Node {
         self.local.clock.adjust(now, wall);
     }
 
-    /// `renew`: the registrations may be at addresses that are ours no longer.
-    fn on_network_changed(&mut self, now: Instant, renew: bool) {
+    fn on_network_changed(&mut self, now: Instant) {
         let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
         let scout = self.local.ids.next();
         self.local.discovery.start(now, self.config.listen_port, &own, scout);
-        for server in self.local.servers.iter_mut().filter(|_| renew) {
+        // The registrations may be at addresses that are ours no longer.
+        for server in &mut self.local.servers {
             server.renew(now);
         }
         self.handle_timeout(now);
+    }
+
+    fn each_peer(&mut self, mut act: impl FnMut(&mut Peer, &mut Local)) {
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             if let Some(peer) = self.peers.get_mut(&id) {
-                peer.hurry(now, &mut self.local);
+                act(peer, &mut self.local);
                 self.schedule(id);
             }
         }
-        self.settle(now);
     }
 
     pub fn handle_resolved(&mut self, now: Instant, name: &str, addresses: &[IpAddr]) {
@@ -448,13 +475,11 @@ impl Node {
         self.local.mapped = mapped;
         if mapped.is_some() {
             // A call that fails for want of just this need not wait out its back-off.
-            let ids: Vec<PeerId> = self.peers.keys().copied().collect();
-            for id in ids {
-                if let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_connected(now)) {
-                    peer.hurry(now, &mut self.local);
-                    self.schedule(id);
+            self.each_peer(|peer, local| {
+                if !peer.is_connected(now) {
+                    peer.hurry(now, local);
                 }
-            }
+            });
         }
         self.settle(now);
     }
@@ -524,7 +549,8 @@ impl Node {
             self.local.discovery.close();
             self.settle(now);
             self.local.discovery = new_discovery(&self.config, &mut self.local.rng);
-            self.on_network_changed(now, true);
+            self.on_network_changed(now);
+            self.each_peer(|peer, local| peer.hurry(now, local));
         }
         self.stirred = true;
         self.handle_timeout(now);
@@ -534,13 +560,12 @@ impl Node {
         let Some(mut peer) = self.peers.remove(&id) else { return };
         peer.close(&mut self.local);
         self.by_key.remove(&peer.config.public_key);
+        self.local.introducers.remove(&id);
         self.routes.remove(id);
         if let Some(due) = peer.scheduled {
             self.deadlines.remove(&(due, id));
         }
-        if self.local.hard_call == Some(id) {
-            self.local.hard_call = None;
-        }
+        self.local.hard_calls.remove(&id);
     }
 
     fn change_peer(&mut self, now: Instant, id: PeerId, config: config::Peer, mtu: u16) {
@@ -588,7 +613,7 @@ impl Node {
     }
 
     pub fn snapshot(&self, now: Instant) -> Snapshot {
-        let mut nat = self.local.discovery.nat();
+        let mut nat = self.local.discovery.nat(now);
         if let Some(mapped) = self.local.mapped {
             nat.port_mapping = mapped.by;
         }

@@ -5,8 +5,15 @@
 //! (it is *proved*), or a WireGuard handshake that went over it (proved). An address that shows up in any other authentic packet
 //! is challenged first.
 //!
-//! Nothing is sent to keep watch. Only when something is amiss, payload that is not answered, or silence longer than two
-//! keepalives, is the path asked; and only when it does not answer four times is it lost.
+//! Nothing is sent to keep watch. The path is asked where something is amiss: payload that is not answered, a flow that stops
+//! coming in, or silence longer than two keepalives.
+//!
+//! ```text
+//! amiss ─► asked ─► asked again: doubted ─► asked a third time ─► no answer: suspect ─► asked on ─► lost
+//! ```
+//!
+//! A doubted path has its member look after its own NAT; beside a suspect one a call is placed. It stays in use, and is as good
+//! as ever once anything is heard on it again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,12 +23,27 @@ use super::probe::Token;
 use super::snapshot::Method;
 use super::{Instant, SocketId};
 
-/// How long payload may go unanswered before the path is asked. Longer than any round trip; much shorter than what a user
-/// takes for a break-down.
-const UNANSWERED: Duration = Duration::from_secs(2);
+/// How long payload may go unanswered before the path is asked: two round trips and some, and no less than a slow answer of
+/// the peer's own takes …
+const SOONEST_CHECK: Duration = Duration::from_millis(400);
+const CHECK_MARGIN: Duration = Duration::from_millis(100);
+/// … and no more often than this, whatever is amiss: a stream in one direction has no other answers.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// A flow from the peer has stopped when nothing came for five times as long as its packets lie apart, within these bounds: a
+/// ping each second is not to be asked about each second.
+const FLOW_STOPS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1200));
 /// How long the peer may be silent before the path is asked: two keepalives and some.
 const SILENCE: Duration = Duration::from_secs(60);
-/// A challenge is repeated after this long …
+/// The path in use is asked again after a round trip and a quarter of one, and no sooner than this …
+const SOONEST_RETRY: Duration = Duration::from_millis(150);
+/// … where the round trip is not known, after this …
+const UNTIMED_RETRY: Duration = Duration::from_millis(500);
+/// … and is suspect after so many: with 2 % loss on each of four links all are lost once in 2,000 times.
+const SUSPECT_TRIES: u32 = 3;
+/// From then on it is asked this often, until it is lost: long enough for a call beside it, and for a cut that ends soon.
+const SUSPECT_RETRY: Duration = Duration::from_millis(500);
+const LOST_TRIES: u32 = 8;
+/// Any other challenge is repeated after this long …
 const RETRY: Duration = Duration::from_millis(400);
 /// … so many times in all: with 5 % loss each way all are lost once in 10,000.
 const TRIES: u32 = 4;
@@ -71,8 +93,22 @@ struct Challenge {
 
 impl Challenge {
     /// When it is repeated or given up. A ping is asked once, and may take longer than a repetition would wait: satellites do.
-    fn due(&self) -> Instant {
-        self.sent + if self.is_asked_once() { RETRY * 5 } else { RETRY }
+    fn due(&self, rtt: Option<Duration>) -> Instant {
+        self.sent
+            + match self.goal {
+                Goal::Check if self.tries > SUSPECT_TRIES => SUSPECT_RETRY,
+                Goal::Check => rtt.map_or(UNTIMED_RETRY, |rtt| (rtt * 5 / 4).max(SOONEST_RETRY)),
+                _ if self.is_asked_once() => RETRY * 5,
+                _ => RETRY,
+            }
+    }
+
+    fn most_tries(&self) -> u32 {
+        match self.goal {
+            Goal::Check => LOST_TRIES,
+            Goal::Ping(_) | Goal::Greet => 1,
+            Goal::Move(_) | Goal::Choose | Goal::Follow(_) => TRIES,
+        }
     }
 
     fn is_asked_once(&self) -> bool {
@@ -88,6 +124,36 @@ pub struct Ask {
     pub chosen: bool,
 }
 
+/// What is to be done now, and what became of the path in use.
+#[derive(Default, PartialEq, Eq, Debug)]
+pub struct Due {
+    pub asks: Vec<Ask>,
+    pub news: Option<News>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// It did not answer once.
+    Doubted,
+    /// It did not answer three times.
+    Suspect,
+    Lost(Way),
+}
+
+/// Payload that comes from the peer.
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    last: Instant,
+    /// How far its packets lie apart, smoothed.
+    gap: Duration,
+}
+
+impl Flow {
+    fn stops(&self) -> Instant {
+        self.last + (self.gap * 5).clamp(FLOW_STOPS.0, FLOW_STOPS.1)
+    }
+}
+
 /// All of one peer's.
 #[derive(Default, Debug)]
 pub struct Paths {
@@ -95,6 +161,10 @@ pub struct Paths {
     last_heard: Instant,
     /// When the first payload was sent that nothing was heard after.
     unanswered_since: Option<Instant>,
+    /// Since the path was asked last.
+    flow: Option<Flow>,
+    checked: Option<Instant>,
+    suspect: bool,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
@@ -127,6 +197,23 @@ impl Paths {
         self.current = Some(Path { way, method, proved });
         self.last_heard = now;
         self.unanswered_since = None;
+        self.flow = None;
+        self.suspect = false;
+    }
+
+    /// Whether the path in use did not answer, and may be dead.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// Whether the path in use works, as far as is known.
+    pub fn is_proved(&self) -> bool {
+        self.current.is_some_and(|path| path.proved) && !self.suspect
+    }
+
+    /// The path in use is to be asked, and another to be looked for meanwhile.
+    pub fn suspect(&mut self) {
+        self.suspect = self.current.is_some();
     }
 
     /// Whether a path found by `method` is better than the one in use. A nearer one is, another of the same kind is not: a
@@ -137,11 +224,13 @@ impl Paths {
             Method::Ipv6 => 1,
             Method::Endpoint | Method::PortMapping | Method::Punch | Method::Shotgun | Method::Roamed => 2,
         };
-        self.current.is_none_or(|path| !path.proved || rank(method) < rank(path.method))
+        !self.is_proved() || self.current.is_none_or(|path| rank(method) < rank(path.method))
     }
 
     pub fn lose(&mut self) {
         self.current = None;
+        self.flow = None;
+        self.suspect = false;
         self.unanswered_since = None;
         self.challenges.clear();
     }
@@ -161,6 +250,17 @@ impl Paths {
         if self.is_current(way) {
             self.last_heard = now;
             self.unanswered_since = None;
+            self.suspect = false;
+            self.challenges.retain(|challenge| challenge.goal != Goal::Check || challenge.way != way);
+        }
+    }
+
+    /// Payload came in by `way`.
+    pub fn note_payload(&mut self, now: Instant, way: Way) {
+        if self.is_current(way) {
+            let longest = FLOW_STOPS.1;
+            let gap = self.flow.map_or(longest, |flow| (flow.gap * 7 + now.since(flow.last).min(longest)) / 8);
+            self.flow = Some(Flow { last: now, gap });
         }
     }
 
@@ -200,21 +300,27 @@ impl Paths {
         if self.challenges.iter().any(|challenge| matches!(challenge.goal, Goal::Check | Goal::Choose)) {
             return None;
         }
-        let unanswered = self.unanswered_since.map(|since| since + UNANSWERED);
-        Some(unanswered.map_or(self.last_heard + SILENCE, |due| due.min(self.last_heard + SILENCE)))
+        let patience = self.rtt.map_or(CHECK_EVERY, |rtt| (rtt * 2 + CHECK_MARGIN).max(SOONEST_CHECK));
+        let unanswered = self.unanswered_since.map(|since| since + patience);
+        let stopped = self.flow.map(|flow| flow.stops());
+        let amiss = unanswered.into_iter().chain(stopped).min();
+        let amiss = amiss.map(|due| self.checked.map_or(due, |at| due.max(at + CHECK_EVERY)));
+        Some(amiss.map_or(self.last_heard + SILENCE, |due| due.min(self.last_heard + SILENCE)))
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let challenges = self.challenges.iter().map(Challenge::due);
+        let challenges = self.challenges.iter().map(|challenge| challenge.due(self.rtt));
         challenges.chain(self.check_due()).min()
     }
 
-    /// What to ask now. `Err`: the path in use did not answer, and is lost.
-    pub fn handle_timeout(&mut self, now: Instant, mut token: impl FnMut() -> Token) -> Result<Vec<Ask>, Way> {
+    /// What to ask now, and what becomes of the path in use.
+    pub fn handle_timeout(&mut self, now: Instant, mut token: impl FnMut() -> Token) -> Due {
         let mut asks = Vec::new();
         if self.check_due().is_some_and(|due| now >= due)
             && let Some(path) = self.current
         {
+            self.checked = Some(now);
+            self.flow = None;
             asks.extend(self.challenge(now, path.way, Goal::Check, token()));
             if asks.is_empty() {
                 // All places are taken by other addresses: they are less important.
@@ -222,27 +328,34 @@ impl Paths {
                 asks.extend(self.challenge(now, path.way, Goal::Check, token()));
             }
         }
-        let mut lost = None;
+        let mut news = None;
         let current = self.current.map(|path| path.way);
+        let rtt = self.rtt;
         self.challenges.retain_mut(|challenge| {
-            if now < challenge.due() {
+            if now < challenge.due(rtt) {
                 return true;
             }
-            if challenge.is_asked_once() || challenge.tries >= TRIES {
-                if !challenge.is_asked_once() && current == Some(challenge.way) {
-                    lost = Some(challenge.way);
+            let in_use = current == Some(challenge.way);
+            if challenge.tries >= challenge.most_tries() {
+                if !challenge.is_asked_once() && in_use {
+                    news = Some(News::Lost(challenge.way));
                 }
                 return false;
+            }
+            if in_use && challenge.goal == Goal::Check {
+                match challenge.tries {
+                    1 => news = news.or(Some(News::Doubted)),
+                    SUSPECT_TRIES => news = Some(News::Suspect),
+                    _ => {}
+                }
             }
             challenge.tries += 1;
             challenge.sent = now;
             asks.push(Ask { way: challenge.way, token: challenge.token, chosen: challenge.goal == Goal::Choose });
             true
         });
-        match lost {
-            Some(way) => Err(way),
-            None => Ok(asks),
-        }
+        self.suspect |= news == Some(News::Suspect);
+        Due { asks, news }
     }
 }
 
@@ -263,41 +376,116 @@ mod tests {
         Way { socket: SocketId::MAIN_V4, remote: SocketAddr::new("203.0.113.5".parse().expect("address"), port) }
     }
 
-    fn run(paths: &mut Paths, until: Instant) -> (usize, Option<Way>) {
-        let mut asked = 0;
+    /// How often it was asked, and what became of it, when.
+    fn run(paths: &mut Paths, until: Instant) -> (usize, Vec<(Instant, News)>) {
+        let (mut asked, mut news) = (0, Vec::new());
         let mut token = 100;
         while let Some(due) = paths.poll_timeout().filter(|due| *due <= until) {
             let outcome = paths.handle_timeout(due, || {
                 token += 1;
                 token
             });
-            match outcome {
-                Ok(asks) => asked += asks.len(),
-                Err(way) => return (asked, Some(way)),
+            asked += outcome.asks.len();
+            news.extend(outcome.news.map(|news| (due, news)));
+            if let Some(News::Lost(_)) = outcome.news {
+                paths.lose();
             }
         }
-        (asked, None)
+        (asked, news)
+    }
+
+    const RTT: Duration = Duration::from_millis(100);
+
+    /// A path in use since `now`, of which everything is known.
+    fn in_use(now: Instant) -> Paths {
+        let mut paths = Paths { watched: true, ..Paths::default() };
+        paths.adopt(now, way(1), Method::Punch, true);
+        paths.note_rtt(RTT);
+        paths
     }
 
     #[test]
     fn a_path_on_which_the_peer_is_heard_is_never_asked() {
-        let mut paths = Paths { watched: true, ..Paths::default() };
         let mut now = Instant::default();
-        paths.adopt(now, way(1), Method::Punch, true);
+        let mut paths = in_use(now);
         for _ in 0..10 {
             now = now + Duration::from_secs(25);
             paths.note_heard(now, way(1));
-            assert_eq!(run(&mut paths, now), (0, None));
+            assert_eq!(run(&mut paths, now), (0, Vec::new()));
         }
     }
 
     #[test]
-    fn payload_without_an_answer_makes_the_path_be_asked_and_lost_within_four_seconds() {
-        let mut paths = Paths { watched: true, ..Paths::default() };
+    fn payload_without_an_answer_makes_the_path_suspect_within_a_second_and_lost_within_four() {
         let now = Instant::default() + Duration::from_secs(9);
-        paths.adopt(now, way(1), Method::Punch, true);
+        let mut paths = in_use(now);
         paths.note_sent(now);
-        assert_eq!(run(&mut paths, now + Duration::from_secs(4)), (4, Some(way(1))));
+        let (_, news) = run(&mut paths, now + Duration::from_secs(4));
+        let within = |ms: u64| now + Duration::from_millis(ms);
+        assert!(matches!(news[..], [(_, News::Doubted), (at, News::Suspect), (_, News::Lost(_))] if at < within(1000)));
+    }
+
+    #[test]
+    fn a_flow_that_stops_is_asked_about_once() {
+        let mut now = Instant::default() + Duration::from_secs(9);
+        let mut paths = in_use(now);
+        for _ in 0..100 {
+            now = now + Duration::from_millis(50);
+            paths.note_heard(now, way(1));
+            paths.note_payload(now, way(1));
+            assert_eq!(run(&mut paths, now), (0, Vec::new()));
+        }
+        let due = paths.poll_timeout().expect("it watches");
+        assert!(due <= now + Duration::from_millis(600), "it waits {:?}", due.since(now));
+        let asks = paths.handle_timeout(due, || 7).asks;
+        assert_eq!(asks.len(), 1);
+        assert!(paths.handle_answer(due + RTT, way(1), 7).is_some());
+        assert_eq!(run(&mut paths, due + Duration::from_secs(50)), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_stream_that_nobody_answers_costs_one_probe_a_second() {
+        let start = Instant::default() + Duration::from_secs(9);
+        let mut paths = in_use(start);
+        let mut asked = 0;
+        for tick in 0..1000 {
+            let now = start + Duration::from_millis(10) * tick;
+            paths.note_sent(now);
+            if paths.poll_timeout().is_some_and(|due| due <= now) {
+                let due = paths.handle_timeout(now, || u64::from(tick));
+                assert_eq!(due.news, None);
+                asked += due.asks.len();
+                for ask in due.asks {
+                    paths.handle_answer(now + RTT, way(1), ask.token);
+                }
+            }
+        }
+        assert!((8..=10).contains(&asked), "{asked} in 10 s");
+    }
+
+    #[test]
+    fn a_ping_a_second_is_not_asked_about() {
+        let mut now = Instant::default() + Duration::from_secs(9);
+        let mut paths = in_use(now);
+        for _ in 0..20 {
+            paths.note_sent(now);
+            paths.note_heard(now + RTT, way(1));
+            paths.note_payload(now + RTT, way(1));
+            now = now + Duration::from_secs(1);
+            assert_eq!(run(&mut paths, now), (0, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn whatever_is_heard_on_a_suspect_path_clears_it() {
+        let now = Instant::default() + Duration::from_secs(9);
+        let mut paths = in_use(now);
+        paths.note_sent(now);
+        run(&mut paths, now + Duration::from_secs(1));
+        assert!(paths.is_suspect() && paths.improves(Method::Punch));
+        paths.note_heard(now + Duration::from_secs(1), way(1));
+        assert!(!paths.is_suspect() && !paths.improves(Method::Punch));
+        assert_eq!(run(&mut paths, now + Duration::from_secs(30)), (0, Vec::new()));
     }
 
     #[test]

@@ -13,7 +13,10 @@
 
 mod called;
 mod calling;
+mod introducing;
 mod probing;
+mod punching;
+pub mod recovering;
 mod words;
 
 use std::net::SocketAddr;
@@ -22,17 +25,21 @@ use std::time::Duration;
 use rand_chacha::rand_core::RngCore;
 
 use super::action::{Drop, Event};
+use super::allowance::Allowance;
+use super::budget::Budget;
 use super::config::{self, Connect};
 use super::context::{Local, PeerId};
-use super::message_control::{CallId, Report};
+use super::introduction::{Passers, Standing, Via};
+use super::message_control::{CallId, Hold, Report};
 use super::noise::Received;
 use super::noise::export::Open;
-use super::path::{Goal, Paths, Way};
+use super::path::{Due, Goal, News, Paths, Way};
 use super::punch::Punch;
 use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
-use super::tunnel::{Limits, Payload, Tunnel, TunnelEvent};
+use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
+use punching::{Parties, Updating};
 
 /// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
 /// forget; above 15 s, which is what a peer may cost; with a handshake each 120 s it comes to one packet in 17 s.
@@ -67,12 +74,22 @@ pub struct Peer {
     answered: Option<Answered>,
     /// The session of the last punch, for probes that outlive it.
     punched_index: Option<u32>,
+    /// The path in use broke, or may have. What the peer still sends there may poison the old tuples at our router.
+    broke: bool,
     /// The peer was not registered when it was called last.
     absent: bool,
     /// This call may become a hard one, by what our own NAT does.
     claims_hard: bool,
     /// The main socket has a mapping towards this peer already, perhaps at a port that nobody knows.
     main_was_used: bool,
+    /// Where the peer sees our main socket.
+    seen: Option<SocketAddr>,
+    /// What it may still have passed, or pass to us.
+    introductions: Allowance,
+    /// As whom [`super::node::Node`] has it in its list of introducers.
+    pub listed: Option<Standing>,
+    /// Who passed the call that a path is looked for with, where that was no server.
+    introduced: Option<String>,
     /// Sockets that outlive their punch: the one that the path in use goes by.
     kept_socket: Option<SocketId>,
     waiting_pings: Vec<u64>,
@@ -81,7 +98,7 @@ pub struct Peer {
     connect_time: Option<Duration>,
     /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
-    spent: Spent,
+    budget: Option<Budget>,
     probes_sent: u64,
     sockets_used: u32,
     /// When [`super::node::Node`] has it in its table of deadlines.
@@ -118,7 +135,10 @@ struct Incoming {
     received: Received,
     call: super::message_control::Call,
     came: Instant,
-    server: usize,
+    via: Via,
+    /// Mappings that we made towards the caller for it, and how often that was tried.
+    holds: Vec<Hold>,
+    tries: u32,
 }
 
 /// A call that was placed.
@@ -132,21 +152,21 @@ struct Calling {
     index: u32,
     due: Instant,
     tries: u32,
+    passers: Passers,
+    /// The socket that our counter is watched from.
+    watch: Option<SocketId>,
 }
 
 struct Punching {
     punch: Punch,
     /// The session whose keys the probes are sealed with.
     index: u32,
-    ours: Report,
-    theirs: Report,
-}
-
-/// What one call has used up.
-#[derive(Clone, Copy, Default)]
-struct Spent {
-    probes: u32,
-    sockets: u32,
+    parties: Parties,
+    watch: Option<SocketId>,
+    /// The socket of a hold whose answers are not there yet, and how many were tried.
+    hold: Option<SocketId>,
+    hold_tries: u32,
+    update: Option<Updating>,
 }
 
 struct Answered {
@@ -174,16 +194,21 @@ impl Peer {
             followed: None,
             answered: None,
             punched_index: None,
+            broke: false,
             absent: false,
             claims_hard: false,
             main_was_used: false,
+            seen: None,
+            introductions: Allowance::default(),
+            listed: None,
+            introduced: None,
             kept_socket: None,
             waiting_pings: Vec::new(),
             why: None,
             failed: false,
             connect_time: None,
             call_began: None,
-            spent: Spent::default(),
+            budget: None,
             probes_sent: 0,
             sockets_used: 0,
             scheduled: None,
@@ -205,6 +230,8 @@ impl Peer {
             };
         }
         self.wanted |= config.connect == Connect::Always;
+        // Its name may be another.
+        self.listed = None;
         self.config = config;
         if let Call::Resting { .. } | Call::Idle = self.call {
             self.call = Call::Resting { until: now };
@@ -231,6 +258,11 @@ impl Peer {
 
     pub fn is_connected(&self, now: Instant) -> bool {
         self.paths.current().is_some() && self.tunnel.is_established(now)
+    }
+
+    /// Whether there is a path of which nothing bad is known.
+    fn is_settled(&self) -> bool {
+        self.paths.current().is_some() && !self.paths.is_suspect()
     }
 
     pub fn way(&self) -> Option<Way> {
@@ -291,6 +323,9 @@ impl Peer {
         // A packet that was authentic, whatever is inside it, says where the peer is.
         if matches!(opened, Ok(_) | Err(Drop::NoRoute)) {
             self.note_authentic(now, local, way);
+        }
+        if let Ok(Opened { payload: Payload::Data(_), .. }) = opened {
+            self.paths.note_payload(now, way);
         }
         self.drive(now, local);
         match opened?.payload {
@@ -394,6 +429,7 @@ impl Peer {
         self.failures = 0;
         self.failed = false;
         self.absent = false;
+        self.broke = false;
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
@@ -473,19 +509,24 @@ impl Peer {
 
     pub fn handle_timeout(&mut self, now: Instant, local: &mut Local) {
         self.tunnel.handle_timeout(now);
-        match self.paths.handle_timeout(now, || local.rng.next_u64()) {
-            Ok(asks) => {
-                for ask in asks {
-                    self.ask(now, local, ask);
-                }
+        let Due { asks, news } = self.paths.handle_timeout(now, || local.rng.next_u64());
+        for ask in asks {
+            self.ask(now, local, ask);
+        }
+        match news {
+            None => {}
+            Some(News::Doubted) => local.poke_servers(now),
+            Some(News::Suspect) => self.on_suspect(now, local),
+            Some(News::Lost(way)) => {
+                self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote));
             }
-            Err(way) => self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote)),
         }
         self.drive(now, local);
     }
 
     fn on_path_lost(&mut self, now: Instant, local: &mut Local, why: String) {
         self.paths.lose();
+        self.broke = true;
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }

@@ -1,442 +1,389 @@
-//! The plan of a call: who sends from which sockets to which ports, in which round. Pure functions of both reports.
+//! The plan of a call: who sends from which sockets to which ports, in which round. Pure functions of both sides' reports.
 //!
-//! What decides is how a side's public port towards the other behaves while it shoots:
+//! What decides is how a side's public port towards the other behaves while it shoots ([`Port`]):
 //!
 //! - *fixed*: the port is known before (no NAT, a cone, a mapped port, a NAT that preserves ports);
-//! - *held*: not known before, but one port for all shots at the peer's address (mapping by address);
-//! - *moving*: each shot at another port takes the next port of the sequence (mapping by address and port);
-//! - *anywhere*: random.
+//! - *fresh*: an unused socket's first mapping preserves its port, so it is fixed for one destination (FIG. 4A);
+//! - *moving*: each mapping takes the next port of a sequence (FIG. 4B), by address, or by address and port;
+//! - *random*: each mapping takes any port of a range, by address, or by address and port.
 //!
 //! A path needs one pair of mappings in which each side's public port is the other's destination. Draw one side's public port
-//! along x and its destination along y: a fixed or held side that shoots at a window is a vertical line; a moving side that
-//! shoots at a window is a diagonal; a moving side that fires many sockets at one port is a horizontal line (a row). Two
-//! diagonals in the same direction never meet, whatever their windows: the literal shotgun, fired by both sides of two NATs
-//! that map by address and port, never succeeds. A row and a column always cross, a row and a diagonal always cross, and a
-//! vertical and a diagonal always cross, as long as the windows hold the ports.
+//! along x and its destination along y: each mapping is a cell, and a path is a cell of the one that is, mirrored, a cell of
+//! the other. How each pair of kinds is brought to have one is a strategy, each in a file that opens with its geometry and its
+//! chance of success:
 //!
-//! | pair                 | one side            | the other side         |
-//! | -------------------- | ------------------- | ---------------------- |
-//! | fixed × fixed        | its one port        | its one port; after two rounds, the window |
-//! | fixed × held, moving | the window          | one shot               |
-//! | held × held, moving  | the window          | the window             |
-//! | moving × moving      | a row of sockets    | a row of sockets, or a diagonal where its unused sockets would preserve their ports |
-//! | fixed × anywhere     | random ports        | a row of sockets       |
-//! | else                 | the window, in vain | the window, in vain    |
+//! | pair                                   | strategy     | what it costs                          |
+//! | -------------------------------------- | ------------ | -------------------------------------- |
+//! | fixed × fixed, fresh                   | [`direct`]   | a probe                                |
+//! | fixed, fresh × moving                  | [`hold`]     | a few NAT entries, a few probes        |
+//! | moving × moving                        | [`sweep`]    | some 50 NAT entries                    |
+//! | fixed, held × random                   | [`scatter`]  | 240 NAT entries, 2,000 probes          |
+//! | random by address × the same, moving   | [`grid`]     | 240 NAT entries, 170,000 to 320,000 probes |
+//! | random in a block × the same, moving   | [`cells`]    | 500 NAT entries                        |
+//! | whatever was misread                   | [`window`]   | the patent's shotgun                   |
 //!
-//! The window is the patent's, −16 to +32 steps around the port extrapolated from the differential (\[0038\], \[0070\]), and
-//! moves with each round. A row is as many sockets as the window is wide, and its one target lies 32 steps beyond the next
-//! port: so a row forgives exactly the drift that the window does.
-//!
-//! A side behind a "second priority" NAT (FIG. 4A) has two faces: a fresh socket's first mapping preserves its port (fixed,
-//! for one destination only), and a used socket moves. Its first round uses the one, the next the other.
+//! Classification orders what is tried, it forbids nothing: behind each strategy comes the shotgun, as far as the budget goes.
+//! What the budget can't give is said at once ([`Outlook`]).
+
+pub mod cells;
+pub mod direct;
+pub mod grid;
+pub mod hold;
+pub mod scatter;
+pub mod sweep;
+pub mod window;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::config::Punch;
-use super::message_control::{Report, Terms};
-use super::nat::{Allocation, Mapping};
+use super::counter;
+use super::message_control::{Budget, CandidateKind, Hold, Report, Terms};
+use super::nat::{Allocation, Filtering, Mapping};
 
 /// How a side's public port towards the other behaves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Port {
-    Fixed(SocketAddr),
+    Fixed {
+        at: SocketAddr,
+        from: Sockets,
+        filtering: Filtering,
+    },
     /// Fixed for one destination, from a socket that was never used.
     Fresh(SocketAddr),
-    Held {
-        next: SocketAddr,
-        step: i32,
-    },
-    Moving {
-        next: SocketAddr,
-        step: i32,
-    },
-    Anywhere(IpAddr),
+    Moving(Moving),
+    Random(Random),
     Unknown,
+}
+
+/// The next port of a sequence for each new mapping.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Moving {
+    /// The one that was given out last, `age` ago.
+    pub last: SocketAddr,
+    pub step: i32,
+    pub by_address: bool,
+    pub range: Option<(u16, u16)>,
+    pub holds: Vec<Hold>,
+}
+
+/// Any port of a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Random {
+    pub ports: Line,
+    pub by_address: bool,
+}
+
+/// Ports a step apart: `first`, and `count` in all, around the end of the NAT's range if need be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Line {
+    pub ip: IpAddr,
+    pub first: u16,
+    pub step: i32,
+    pub count: u32,
+    pub range: Option<(u16, u16)>,
+}
+
+impl Line {
+    /// All ports from `low` to `high`.
+    pub fn whole(ip: IpAddr, (low, high): (u16, u16)) -> Self {
+        Self { ip, first: low, step: 1, count: u32::from(high.saturating_sub(low)) + 1, range: Some((low, high)) }
+    }
+
+    pub fn port(&self, nth: u32) -> u16 {
+        counter::after(self.first, self.step, i64::from(nth), self.range)
+    }
 }
 
 /// From which sockets a side shoots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sockets {
-    /// The one whose tuple the report names.
+    /// The one on the listen port.
+    Main,
+    /// The one whose tuple, or holds, the report names.
     Reported,
     /// The unused one whose port the report names.
     Fresh,
-    /// So many new ones, a shot each.
+    /// One new one.
+    New,
+    /// So many new ones.
     Row(u32),
-    /// So many new ones, each of which first sends a packet elsewhere, because its first mapping would preserve its port.
-    UsedRow(u32),
 }
 
 /// At what a side shoots.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {
-    One(SocketAddr),
-    /// `center + k × step` for k from `low` to `high`, nearest to the center first.
-    Window {
-        center: SocketAddr,
-        step: i32,
-        low: i32,
-        high: i32,
-    },
-    /// `first + k × step` for k from 0 to `count` − 1, in this order: a diagonal.
-    Series {
-        first: SocketAddr,
-        step: i32,
-        count: u32,
-    },
-    /// So many different random ports.
-    Scatter {
-        ip: IpAddr,
-        shots: u32,
-    },
+    /// Each of these, from each socket.
+    Ports { ip: IpAddr, ports: Vec<u16> },
+    /// Whichever of the peer's holds our counter has not passed yet: which, and from how many sockets, the shooter's own
+    /// newest look at its counter says ([`sweep::aim`]).
+    Sweep { ip: IpAddr, holds: Vec<Hold> },
+    /// So many different ports of these, drawn for each socket anew.
+    Draw { at: Line, each: u32 },
+}
+
+impl Target {
+    pub fn one(at: SocketAddr) -> Self {
+        Self::Ports { ip: at.ip(), ports: vec![at.port()] }
+    }
+}
+
+/// When a side's shots leave, counted from its start, and whether they are to reach the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Timing {
+    /// The called member's opening volley at once and with a low TTL; then as `Volleys`.
+    Opened,
+    /// At the start, and again after an eighth, a third and two thirds of the round, against loss.
+    Volleys,
+    /// As `Volleys`, and whoever shoots, its first with a low TTL.
+    LowFirst,
+    /// At the start with a low TTL, and not before two thirds of the round with a full one: the other's shot comes in by itself.
+    Low,
+    /// As the pace allows, from the start on.
+    Paced,
 }
 
 /// What one side does in a round.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Side {
     pub sockets: Sockets,
     pub target: Target,
+    pub timing: Timing,
+}
+
+/// How a pair is brought together; for words, and for what is remembered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Strategy {
+    Direct,
+    /// Waits for the caller's hold.
+    Wait,
+    Hold,
+    Sweep,
+    Scatter,
+    Grid,
+    Cells,
+    Window,
+}
+
+impl Strategy {
+    /// Whether it does what a network notices: a member does so for few peers at a time.
+    pub fn is_hard(self) -> bool {
+        match self {
+            Self::Direct | Self::Wait | Self::Hold => false,
+            Self::Sweep | Self::Scatter | Self::Grid | Self::Cells | Self::Window => true,
+        }
+    }
 }
 
 /// One round, for both sides; a side that has nothing to shoot at only listens.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Round {
+    pub strategy: Strategy,
+    pub length: Duration,
     pub caller: Option<Side>,
     pub called: Option<Side>,
+}
+
+impl Round {
+    /// As its strategy.
+    pub fn is_hard(&self) -> bool {
+        self.strategy.is_hard()
+    }
+
+    /// The same with the two in each other's place.
+    fn turned(self) -> Self {
+        Self { caller: self.called, called: self.caller, ..self }
+    }
 }
 
 /// Whether the plan can be expected to find a path within the budgets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outlook {
     Good,
-    /// Not without help; a sentence part that says why: "… picks random ports for each destination".
+    /// It would, if both sides might send so many probes.
+    NeedsProbes(u32),
+    /// Not without help; a sentence part that says why: "both NATs pick …".
     Poor(&'static str),
 }
 
-/// Ports that NATs give out in sequences lie here: beyond a wrap, the sequence goes on at the other end.
-const LOWEST_PORT: i32 = 1024;
-const HIGHEST_PORT: i32 = 65535;
-
-/// `address` with its port moved by `way`, wrapped into the range of ports that NATs use.
-pub fn moved(address: SocketAddr, way: i64) -> SocketAddr {
-    let range = i64::from(HIGHEST_PORT - LOWEST_PORT + 1);
-    let offset = (i64::from(address.port()) - i64::from(LOWEST_PORT) + way).rem_euclid(range);
-    let port = u16::try_from(i64::from(LOWEST_PORT) + offset).unwrap_or(u16::MAX);
-    SocketAddr::new(address.ip(), port)
+/// All rounds of a call, the same on both sides because both have both reports and the terms.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    pub rounds: Vec<Round>,
+    pub outlook: Outlook,
 }
 
-/// Where and how `report`'s owner will be, `ahead` after the report was sent.
-pub fn port(report: &Report, ahead: Duration) -> Port {
-    let Some(tuple) = report.tuple else { return Port::Unknown };
-    let next = |step: i32| {
-        let age = report.age + ahead;
-        let others = f64::from(report.cross_traffic) / 1000.0 * age.as_secs_f64();
-        // One for the mapping that the shot itself makes.
-        moved(tuple, i64::from(step) * (1 + others.round() as i64))
-    };
-    match (report.mapping, report.allocation) {
-        (Mapping::None | Mapping::EndpointIndependent | Mapping::Unknown, _) => Port::Fixed(tuple),
-        (_, Allocation::Preserving) => Port::Fixed(tuple),
-        (Mapping::AddressDependent, Allocation::Sequential { step } | Allocation::SecondPriority { step }) => {
-            Port::Held { next: next(step), step }
-        }
-        (_, Allocation::SecondPriority { step } | Allocation::Sequential { step }) => {
-            Port::Moving { next: next(step), step }
-        }
-        (_, Allocation::Unknown) => Port::Moving { next: next(1), step: 1 },
-        (_, Allocation::Random) => Port::Anywhere(tuple.ip()),
+/// A mapped port or an open filter is worth a round trip before anything hard is begun.
+const GATE: u32 = 4;
+
+/// Times, from the called member's terms.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// An eighth of a round: half of both round trips to the server, and some, so what a signal takes, or half a round trip
+    /// from member to member.
+    pub lead: Duration,
+}
+
+impl Pace {
+    pub fn of(terms: &Terms) -> Self {
+        Self { lead: terms.round / 8 }
+    }
+
+    /// So long that a shot and its answer come through, and an answer to that.
+    pub fn gate(self) -> Duration {
+        self.lead * GATE
     }
 }
 
-fn fresh(report: &Report) -> Option<SocketAddr> {
-    let tuple = report.tuple?;
-    report.fresh_port.map(|port| SocketAddr::new(tuple.ip(), port))
+/// How `report`'s owner's port towards the other behaves.
+pub fn port(report: &Report) -> Port {
+    let mapped = report.candidates.iter().find(|candidate| candidate.kind == CandidateKind::Mapped);
+    let mapped = mapped.map(|mapped| mapped.address).filter(|at| is_global(at.ip()));
+    let Some(tuple) = report.tuple else {
+        return mapped.map_or(Port::Unknown, |at| fixed(at, Sockets::Main, Filtering::Unknown));
+    };
+    let fresh = report.fresh_port.map(|port| SocketAddr::new(tuple.ip(), port));
+    let by_address = report.mapping == Mapping::AddressDependent;
+    match (report.mapping, report.allocation) {
+        (Mapping::None | Mapping::EndpointIndependent | Mapping::Unknown, _) | (_, Allocation::Preserving) => {
+            fixed(tuple, Sockets::Reported, report.filtering)
+        }
+        // Whoever has a mapped port is there, whatever else its NAT does.
+        _ if mapped.is_some() => mapped.map_or(Port::Unknown, |at| fixed(at, Sockets::Main, Filtering::Unknown)),
+        (_, Allocation::SecondPriority { .. }) if let Some(at) = fresh => {
+            if by_address {
+                fixed(at, Sockets::Fresh, report.filtering)
+            } else {
+                Port::Fresh(at)
+            }
+        }
+        (_, Allocation::Sequential { step } | Allocation::SecondPriority { step }) => {
+            moving(report, tuple, step, by_address)
+        }
+        (_, Allocation::Unknown) => moving(report, tuple, 1, by_address),
+        (_, Allocation::Random) => {
+            let ports = Line::whole(tuple.ip(), report.range.unwrap_or((LOWEST_PORT, u16::MAX)));
+            Port::Random(Random { ports, by_address })
+        }
+    }
 }
 
-/// The called member's terms, from both reports: where each will look for the other.
+/// Ports that NATs give out at random lie here and above (RFC 6056 section 3.2).
+const LOWEST_PORT: u16 = 1024;
+
+fn fixed(at: SocketAddr, from: Sockets, filtering: Filtering) -> Port {
+    Port::Fixed { at, from, filtering }
+}
+
+fn moving(report: &Report, last: SocketAddr, step: i32, by_address: bool) -> Port {
+    Port::Moving(Moving { last, step, by_address, range: report.range, holds: report.holds.clone() })
+}
+
+/// Whether packets from anywhere may come to that address: not private (RFC 1918), not a carrier's own (RFC 6598).
+pub fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            !(ip.is_private() || ip.is_link_local() || ip.is_loopback() || (a == 100 && (64..128).contains(&b)))
+        }
+        IpAddr::V6(ip) => !ip.is_unique_local() && !ip.is_unicast_link_local(),
+    }
+}
+
+/// The called member's terms, from both reports: where each will look for the other, were it to shoot at windows.
 ///
 /// `until_start`: how long from now until both start; the caller's report left it about as long ago (`since_call`).
 pub fn terms(caller: &Report, called: &Report, since_call: Duration, until_start: Duration, round: Duration) -> Terms {
-    let aim = |port| match port {
-        Port::Fixed(at) | Port::Fresh(at) => Some(at),
-        Port::Held { next, .. } | Port::Moving { next, .. } => Some(next),
-        Port::Anywhere(_) | Port::Unknown => None,
-    };
     Terms {
-        modification: aim(port(caller, since_call + until_start)),
+        modification: window::aim(caller, since_call + until_start),
         // The called member opens its mappings now, before it sends the answer.
-        aim: aim(port(called, Duration::ZERO)),
+        aim: window::aim(called, Duration::ZERO),
         round,
     }
 }
 
-/// All rounds of a call, the same on both sides because both have both reports and the terms.
-pub fn rounds(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> Vec<Round> {
-    let at = |report: &Report, aim: Option<SocketAddr>| match (port(report, Duration::ZERO), aim) {
-        (Port::Fixed(_), Some(at)) => Port::Fixed(at),
-        (Port::Held { step, .. }, Some(next)) => Port::Held { next, step },
-        (Port::Moving { step, .. }, Some(next)) => Port::Moving { next, step },
-        (other, _) => other,
+/// All rounds of a call.
+pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> Plan {
+    let pair =
+        Pair { caller, called, terms, punch, pace: Pace::of(terms), budget: common(caller.budget, called.budget) };
+    let (a, b) = (port(caller), port(called));
+    let mut plan = match (&a, &b) {
+        (Port::Fixed { .. } | Port::Fresh(_), Port::Fixed { .. } | Port::Fresh(_)) => direct::plan(&pair, &a, &b),
+        (Port::Moving(_), Port::Fixed { .. } | Port::Fresh(_))
+        | (Port::Fixed { .. } | Port::Fresh(_), Port::Moving(_)) => hold::plan(&pair, &a, &b),
+        (Port::Moving(_), Port::Moving(_)) => sweep::plan(&pair, &a, &b),
+        (Port::Random(random), Port::Fixed { .. }) => scatter::plan(&pair, *random, &b, true),
+        (Port::Fixed { .. }, Port::Random(random)) => scatter::plan(&pair, *random, &a, false),
+        (Port::Random(random), Port::Moving(held)) if held.by_address => scatter::held(&pair, *random, held, true),
+        (Port::Moving(held), Port::Random(random)) if held.by_address => scatter::held(&pair, *random, held, false),
+        (Port::Random(_), Port::Random(_) | Port::Moving(_) | Port::Fresh(_))
+        | (Port::Moving(_) | Port::Fresh(_), Port::Random(_)) => grid::plan(&pair, &a, &b),
+        (Port::Unknown, _) | (_, Port::Unknown) => Plan { rounds: Vec::new(), outlook: Outlook::Good },
     };
-    let a = at(caller, terms.modification);
-    let b = at(called, terms.aim);
-    let mut rounds = Vec::new();
-    let fresh_a = fresh(caller).map(Port::Fresh);
-    let fresh_b = fresh(called).map(Port::Fresh);
-    let moving = |port: &Port| matches!(port, Port::Held { .. } | Port::Moving { .. });
-    let preserving = |report: &Report| matches!(report.allocation, Allocation::SecondPriority { .. });
-    // A fresh socket is fixed for one destination only, so it helps where the other side's port is fixed too.
-    let first_a = fresh_a.filter(|_| moving(&a) && preserving(caller));
-    let first_b = fresh_b.filter(|_| moving(&b) && preserving(called));
-    let fixed = |port: &Port| matches!(port, Port::Fixed(_) | Port::Fresh(_));
-    let (one, other) = (first_a.unwrap_or(a), first_b.unwrap_or(b));
-    if (first_a.is_some() || first_b.is_some()) && fixed(&one) && fixed(&other) {
-        rounds.push(round(one, other, false, false, 0, punch));
+    if plan.outlook == Outlook::Good {
+        plan.rounds.extend(window::rounds(&pair, &plan.rounds));
     }
-    let width = (punch.window.1 - punch.window.0 + 1).max(1);
-    let mut shift = 0;
-    // A row opens as many sockets as the window is wide in each round: two looks at the counter are worth more than four rounds.
-    let rows = matches!((a, b), (Port::Moving { .. }, Port::Moving { .. }));
-    let most = if rows { MAX_ROUNDS / 2 } else { MAX_ROUNDS };
-    while rounds.len() < most {
-        // Where both ports were thought to be fixed and nothing came, an early packet may have poisoned one (Linux conntrack
-        // gives that flow another port for 30 s): unused sockets are not touched by that.
-        let both_fixed = fixed(&a) && fixed(&b);
-        if both_fixed && rounds.len() >= DIRECT_ROUNDS {
-            rounds.push(misread(a, b, shift, punch));
-            shift += width;
-            continue;
-        }
-        let again = rounds.len() % 2 == 1 && both_fixed;
-        let (one, other) = if again { (fresh_a.unwrap_or(a), fresh_b.unwrap_or(b)) } else { (a, b) };
-        rounds.push(round(one, other, preserving(caller), preserving(called), shift, punch));
-        if !both_fixed {
-            shift += width;
-        }
-    }
-    rounds
+    plan
 }
 
-/// More rounds would shoot at ports ever further ahead of where the NAT's counter can be, and poison those that the next try
-/// will be given. A new look at the counter is worth more: after these, the call surveys again.
-const MAX_ROUNDS: usize = 4;
-
-/// Rounds at single ports, where both are thought to be fixed, before the shotgun: the patent's "certain period of time" in which
-/// no DUDP_ACK came (\[0070\]). The first is from the reported sockets, the second from unused ones.
-const DIRECT_ROUNDS: usize = 2;
-
-/// Both ports were thought to be fixed and nothing came: one NAT at least was misread. What almost every NAT does that is no
-/// cone is to take the next port, so that is where both shoot now.
-fn misread(a: Port, b: Port, shift: i32, punch: &Punch) -> Round {
-    let side = |at| {
-        let Port::Fixed(center) = at else { return None };
-        let (low, high) = (punch.window.0 + shift, punch.window.1 + shift);
-        Some(Side { sockets: Sockets::Reported, target: Target::Window { center, step: 1, low, high } })
-    };
-    Round { caller: side(b), called: side(a) }
+fn common(a: Budget, b: Budget) -> Budget {
+    Budget { probes: a.probes.min(b.probes), entries: a.entries.min(b.entries) }
 }
 
-/// Whether `rounds` can be expected to work.
-pub fn outlook(caller: &Report, called: &Report) -> Outlook {
-    let a = port(caller, Duration::ZERO);
-    let b = port(called, Duration::ZERO);
-    match (a, b) {
-        (Port::Anywhere(_), Port::Anywhere(_)) => Outlook::Poor("both NATs pick random ports for each destination"),
-        (Port::Anywhere(_), Port::Held { .. } | Port::Moving { .. })
-        | (Port::Held { .. } | Port::Moving { .. }, Port::Anywhere(_)) => {
-            Outlook::Poor("one NAT picks random ports for each destination and the other takes a new port for each")
-        }
-        _ => Outlook::Good,
+/// What a strategy plans from.
+pub struct Pair<'a> {
+    pub caller: &'a Report,
+    pub called: &'a Report,
+    pub terms: &'a Terms,
+    pub punch: &'a Punch,
+    pub pace: Pace,
+    /// What both may spend.
+    pub budget: Budget,
+}
+
+impl Pair<'_> {
+    /// How long so many shots take, at the pace of a call that may send as many as this one.
+    pub fn punch_time(&self, shots: u32) -> Duration {
+        Duration::from_secs_f64(f64::from(shots) / f64::from(rate(self.budget.probes)))
     }
 }
 
-fn round(a: Port, b: Port, used_a: bool, used_b: bool, shift: i32, punch: &Punch) -> Round {
-    let width = u32::try_from(punch.window.1 - punch.window.0 + 1).unwrap_or(1).clamp(1, punch.sockets.max(1));
-    let window =
-        |center, step, by: i32| Target::Window { center, step, low: punch.window.0 + by, high: punch.window.1 + by };
-    // A row uses up as many ports as it has sockets in each round, so the other's idea of where it is moves along.
-    let row_target = |next, step: i32| {
-        let way = i64::from(step) * i64::from(punch.window.1 + shift);
-        Target::One(moved(next, way))
-    };
-    let series =
-        |next, step: i32| Target::Series { first: moved(next, i64::from(step) * i64::from(shift)), step, count: width };
-    let side = |sockets, target| Some(Side { sockets, target });
-    let from = |port: Port| if matches!(port, Port::Fresh(_)) { Sockets::Fresh } else { Sockets::Reported };
-    use Port::{Anywhere, Fixed, Fresh, Held, Moving, Unknown};
-    let (caller, called) = match (a, b) {
-        (Fixed(x) | Fresh(x), Fixed(y) | Fresh(y)) => (side(from(a), Target::One(y)), side(from(b), Target::One(x))),
-        (Fixed(x) | Fresh(x), Held { next, step } | Moving { next, step }) => {
-            (side(from(a), window(next, step, shift)), side(from(b), Target::One(x)))
-        }
-        (Held { next, step } | Moving { next, step }, Fixed(y) | Fresh(y)) => {
-            (side(from(a), Target::One(y)), side(from(b), window(next, step, shift)))
-        }
-        (Moving { next: x, step: p }, Moving { next: y, step: q }) => match (used_a, used_b) {
-            (false, false) => {
-                (side(Sockets::Row(width), row_target(y, q)), side(Sockets::Row(width), row_target(x, p)))
-            }
-            (true, false) => (side(Sockets::Reported, series(y, q)), side(Sockets::Row(width), row_target(x, p))),
-            (false, true) => (side(Sockets::Row(width), row_target(y, q)), side(Sockets::Reported, series(x, p))),
-            (true, true) => (side(Sockets::UsedRow(width), row_target(y, q)), side(Sockets::Reported, series(x, p))),
-        },
-        (
-            Held { next: x, step: p } | Moving { next: x, step: p },
-            Held { next: y, step: q } | Moving { next: y, step: q },
-        ) => (side(Sockets::Reported, window(y, q, shift)), side(Sockets::Reported, window(x, p, shift))),
-        (Fixed(x) | Fresh(x), Anywhere(ip)) => {
-            (side(from(a), scatter(ip, punch)), side(Sockets::Row(punch.sockets), Target::One(x)))
-        }
-        (Anywhere(ip), Fixed(y) | Fresh(y)) => {
-            (side(Sockets::Row(punch.sockets), Target::One(y)), side(from(b), scatter(ip, punch)))
-        }
-        (Held { next, step } | Moving { next, step }, Anywhere(_)) => {
-            (None, side(Sockets::Reported, window(next, step, shift)))
-        }
-        (Anywhere(_), Held { next, step } | Moving { next, step }) => {
-            (side(Sockets::Reported, window(next, step, shift)), None)
-        }
-        (Anywhere(_), Anywhere(_)) | (Unknown, Unknown) => (None, None),
-        (Unknown, Fixed(y) | Fresh(y)) => (side(Sockets::Reported, Target::One(y)), None),
-        (Fixed(x) | Fresh(x), Unknown) => (None, side(Sockets::Reported, Target::One(x))),
-        (Unknown, Held { next, step } | Moving { next, step }) => {
-            (side(Sockets::Reported, window(next, step, shift)), None)
-        }
-        (Held { next, step } | Moving { next, step }, Unknown) => {
-            (None, side(Sockets::Reported, window(next, step, shift)))
-        }
-        (Unknown, Anywhere(_)) | (Anywhere(_), Unknown) => (None, None),
-    };
-    Round { caller, called }
+/// Probes a second of a call that may send `probes` in all: what it may send in eight of its ten seconds, but no fewer than 1,000,
+/// a voice call's both directions and some, and no more than 25,000 (20 Mbit/s).
+pub fn rate(probes: u32) -> u32 {
+    (probes / 8).clamp(1000, 25_000)
 }
 
-fn scatter(ip: IpAddr, punch: &Punch) -> Target {
-    Target::Scatter { ip, shots: punch.probes }
+/// Two sides in their places: `a_calls` says that the first is the caller's.
+pub fn placed(strategy: Strategy, length: Duration, a: Option<Side>, b: Option<Side>, a_calls: bool) -> Round {
+    let (caller, called) = if a_calls { (a, b) } else { (b, a) };
+    Round { strategy, length, caller, called }
 }
 
-/// The offsets of a window, nearest to its center (0, or its end next to 0) first: 0, 1, −1, 2, −2 …
-pub fn offsets(low: i32, high: i32) -> impl Iterator<Item = i32> {
-    let reach = low.unsigned_abs().max(high.unsigned_abs());
-    let reach = i32::try_from(reach).unwrap_or(0);
-    (0..=reach)
-        .flat_map(|way| if way == 0 { [Some(0), None] } else { [Some(way), Some(-way)] })
-        .flatten()
-        .filter(move |offset| (low..=high).contains(offset))
+/// Towards where a side must make mappings before the plan is made, so that it can tell their ports: the places, in order.
+/// `ahead`: how long from now until the other side would shoot.
+pub fn wants_hold(ours: &Report, theirs: &Report, called: bool, ahead: Duration) -> Vec<SocketAddr> {
+    let Port::Moving(us) = port(ours) else { return Vec::new() };
+    match port(theirs) {
+        Port::Fixed { at, .. } | Port::Fresh(at) => vec![at],
+        Port::Moving(them) if called => sweep::places(&them, theirs, ahead),
+        // By address, one mapping serves every port of the other's.
+        Port::Random(_) if us.by_address => theirs.tuple.into_iter().collect(),
+        Port::Moving(_) | Port::Random(_) | Port::Unknown => Vec::new(),
+    }
 }
+
+/// The ports of a hold, a step apart: one, where it is exact.
+fn ports_of(hold: &Hold, step: i32, range: Option<(u16, u16)>) -> Vec<u16> {
+    let mut ports = vec![hold.first];
+    while *ports.last().unwrap_or(&hold.last) != hold.last && ports.len() < MOST_PORTS_OF_A_HOLD {
+        ports.push(counter::after(hold.first, step, ports.len() as i64, range));
+    }
+    ports
+}
+
+/// A hold whose port is less certain than this is not worth its probes.
+const MOST_PORTS_OF_A_HOLD: usize = 16;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn report(mapping: Mapping, allocation: Allocation) -> Report {
-        Report { tuple: Some("203.0.113.5:30000".parse().expect("address")), mapping, allocation, ..Report::default() }
-    }
-
-    fn plan(caller: &Report, called: &Report) -> Vec<Round> {
-        let terms = terms(caller, called, Duration::ZERO, Duration::ZERO, Duration::from_millis(800));
-        rounds(caller, called, &terms, &Punch::default())
-    }
-
-    /// The public port that a moving side's `n`th mapping gets, `drift` mappings of others later.
-    fn taken(next: i32, step: i32, n: i32, drift: i32) -> i32 {
-        next + step * (n + drift)
-    }
-
-    fn cells(side: &Side, next: i32, step: i32, drift: i32) -> Vec<(i32, i32)> {
-        let count = match side.sockets {
-            Sockets::Row(count) | Sockets::UsedRow(count) => count as i32,
-            Sockets::Reported | Sockets::Fresh => i32::MAX,
-        };
-        match side.target {
-            Target::One(at) => (0..count).map(|n| (taken(next, step, n, drift), i32::from(at.port()))).collect(),
-            Target::Series { first, step: way, count } => {
-                (0..count as i32).map(|n| (taken(next, step, n, drift), i32::from(first.port()) + way * n)).collect()
-            }
-            _ => panic!("a moving side shoots a row or a series"),
-        }
-    }
-
-    proptest! {
-        /// The oracle: walk all shots of both sides and look for a pair that meets.
-        #[test]
-        fn two_moving_sides_meet_as_long_as_the_drift_is_within_the_window(
-            p in prop::sample::select(vec![1i32, 2, 4, -1, 16]), q in prop::sample::select(vec![1i32, 3, -1, 64]),
-            drift_a in 0i32..=12, drift_b in 0i32..=12, used_a: bool, used_b: bool,
-        ) {
-            let kind = |step, used| if used { Allocation::SecondPriority { step } } else { Allocation::Sequential { step } };
-            let a = report(Mapping::AddressAndPortDependent, kind(p, used_a));
-            let b = report(Mapping::AddressAndPortDependent, kind(q, used_b));
-            let round = plan(&a, &b)[0];
-            let (caller, called) = (round.caller.expect("shoots"), round.called.expect("shoots"));
-            let of_a = cells(&caller, 30000 + p, p, drift_a);
-            let of_b = cells(&called, 30000 + q, q, drift_b);
-            prop_assert!(of_a.iter().any(|(x, y)| of_b.contains(&(*y, *x))));
-        }
-
-        #[test]
-        fn a_window_holds_each_offset_once(low in -200i32..=0, high in 0i32..=200) {
-            let mut all: Vec<i32> = offsets(low, high).collect();
-            all.sort_unstable();
-            prop_assert_eq!(all, (low..=high).collect::<Vec<_>>());
-        }
-
-        #[test]
-        fn a_shifted_window_holds_each_offset_once(low in 1i32..=100, width in 0i32..=100) {
-            prop_assert_eq!(offsets(low, low + width).count() as i32, width + 1);
-        }
-    }
-
-    #[test]
-    fn ports_wrap_within_the_range_that_nats_use() {
-        let at = |port| SocketAddr::new("203.0.113.5".parse().expect("address"), port);
-        assert_eq!(moved(at(65535), 1), at(1024));
-        assert_eq!(moved(at(1024), -1), at(65535));
-    }
-
-    #[test]
-    fn the_next_port_is_extrapolated_by_the_differential_and_by_time() {
-        let mut report = report(Mapping::AddressAndPortDependent, Allocation::Sequential { step: 2 });
-        report.cross_traffic = 100_000;
-        report.age = Duration::from_millis(50);
-        let Port::Moving { next, .. } = port(&report, Duration::from_millis(50)) else { panic!("moves") };
-        assert_eq!(next.port(), 30000 + 2 * (1 + 10));
-    }
-
-    #[test]
-    fn a_window_is_shot_at_a_moving_side_by_a_fixed_one_and_moves_with_each_round() {
-        let fixed = report(Mapping::EndpointIndependent, Allocation::Preserving);
-        let moving = report(Mapping::AddressAndPortDependent, Allocation::Sequential { step: 4 });
-        let rounds = plan(&fixed, &moving);
-        let window =
-            |low, high| Target::Window { center: "203.0.113.5:30004".parse().expect("address"), step: 4, low, high };
-        assert_eq!(rounds[0].caller.expect("shoots").target, window(-16, 32));
-        assert_eq!(rounds[1].caller.expect("shoots").target, window(33, 81));
-        assert_eq!(
-            rounds[0].called.expect("shoots").target,
-            Target::One("203.0.113.5:30000".parse().expect("address"))
-        );
-    }
-
-    #[test]
-    fn two_fixed_sides_that_hear_nothing_for_two_rounds_begin_a_shotgun() {
-        let fixed = report(Mapping::EndpointIndependent, Allocation::Preserving);
-        let rounds = plan(&fixed, &fixed);
-        assert!(rounds[..2].iter().all(|round| matches!(round.caller.expect("shoots").target, Target::One(_))));
-        for round in &rounds[2..] {
-            assert!(matches!(round.caller.expect("shoots").target, Target::Window { step: 1, .. }));
-            assert!(matches!(round.called.expect("shoots").target, Target::Window { step: 1, .. }));
-        }
-        assert!(rounds.len() > 2);
-    }
-
-    #[test]
-    fn random_against_sequential_is_said_to_be_out_of_reach() {
-        let random = report(Mapping::AddressAndPortDependent, Allocation::Random);
-        let moving = report(Mapping::AddressAndPortDependent, Allocation::Sequential { step: 1 });
-        let fixed = report(Mapping::EndpointIndependent, Allocation::Preserving);
-        assert!(matches!(outlook(&random, &moving), Outlook::Poor(_)));
-        assert_eq!(outlook(&random, &fixed), Outlook::Good);
-    }
-}
+mod tests;

@@ -1,14 +1,14 @@
-//! A punch carries out the plan of one call: opens sockets, fires volleys, and counts.
+//! A punch carries out the plan of one call: opens sockets, fires volleys, and keeps to the budget.
 //!
 //! ```text
 //! called   answer sent ─ low-TTL volley ─────────── start ─ volley ─ volley ── volley ──── volley ─┐
 //! caller                      answer received ───── start ─ volley ─ volley ── volley ──── volley ─┴─ next round …
 //! ```
 //!
-//! The called member starts when the answer has most likely reached the caller: half of both round trips to the server. Its
+//! Whoever spoke last starts when that has most likely been heard: half of both round trips to the server later. Its
 //! first volley, with a time to live that ends between the two sites, opens its own NAT without touching the other's: a
 //! packet that comes too early can poison a Linux router's port for 30 s. Every later volley of a round has the same tuples,
-//! which allocates nothing new at any NAT. A row's sockets are new in each round.
+//! which allocates nothing new at any NAT. An update of the caller's replaces the plan; what was spent stays spent.
 //!
 //! Candidates that need no guessing (a host's own addresses, a mapped port) are probed beside all that.
 
@@ -18,9 +18,11 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::RngCore;
 
-use super::config;
+use super::budget::{Budget, Entries, TICK};
+use super::discovery::client::SCOUT_PORTS;
 use super::message_control::{CallId, Candidate, CandidateKind};
-use super::plan::{self, Outlook, Round, Side, Sockets, Target};
+use super::nat::{Made, Mapping};
+use super::plan::{Line, Outlook, Plan, Side, Sockets, Strategy, Target, Timing};
 use super::probe::Token;
 use super::{Instant, SocketId};
 
@@ -37,18 +39,8 @@ pub struct Shot {
     pub socket: SocketId,
     pub to: SocketAddr,
     pub ttl: Option<u8>,
-    pub load: Load,
-}
-
-/// What a shot carries.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Load {
-    Ack {
-        token: Token,
-        via: Option<CandidateKind>,
-    },
-    /// Anything, to a server: it uses up a socket's first mapping.
-    Blank,
+    pub token: Token,
+    pub via: Option<CandidateKind>,
 }
 
 /// What the punch wants done next.
@@ -63,18 +55,17 @@ pub enum Step {
 pub struct Setup {
     pub id: CallId,
     pub role: Role,
-    /// When both sides fire their first full volley; the called member's opening one leaves at once.
+    /// When our first full volley leaves; an opening one leaves at once.
     pub start: Instant,
-    pub rounds: Vec<Round>,
-    pub round: Duration,
-    pub outlook: Outlook,
+    pub plan: Plan,
     /// The socket that our report named, and the unused one.
     pub reported: SocketId,
     pub fresh: Option<SocketId>,
     pub candidates: Vec<Candidate>,
-    pub limits: config::Punch,
-    /// A server, to use up first mappings at.
-    pub server: Option<SocketAddr>,
+    /// What our own NAT makes entries for.
+    pub mapping: Mapping,
+    /// So many hops get a packet out of our own site, and not to the peer's.
+    pub low_ttl: u8,
 }
 
 /// A shot that was fired, to be recognised by its token.
@@ -89,51 +80,101 @@ struct Fired {
 /// One call's punch.
 pub struct Punch {
     setup: Setup,
+    pub budget: Budget,
+    entries: Entries,
     opened: Instant,
+    /// When the plan in use was taken up.
+    planned: Instant,
     /// Which round's volleys are being fired, and how many of them were.
     round: usize,
     volley: usize,
-    shots: Vec<(SocketId, SocketAddr)>,
-    /// How many of a scatter's shots were fired.
-    scattered: usize,
+    aimed: Option<Aimed>,
     row: Vec<SocketId>,
     candidate_volley: usize,
     fired: Vec<Fired>,
     /// Mappings that its shots made at our NAT and nobody asked about yet.
-    mappings: usize,
-    sockets_opened: u32,
+    made: Made,
     stopped: bool,
+}
+
+/// What a round shoots at, laid out.
+enum Aimed {
+    Volley(Vec<(SocketId, SocketAddr)>),
+    /// Drawn as it goes: grids are too large to be laid out.
+    Paced {
+        draws: Vec<Draw>,
+        at: Line,
+        each: u32,
+        next: u64,
+    },
+}
+
+/// One socket's own order of a line's ports: each once, from anywhere, by a stride that shares no factor with their number.
+struct Draw {
+    socket: SocketId,
+    start: u32,
+    stride: u32,
+}
+
+impl Draw {
+    fn new(socket: SocketId, count: u32, rng: &mut ChaCha20Rng) -> Self {
+        let count = count.max(1);
+        let mut stride = 1 + rng.next_u32() % count;
+        while gcd(stride, count) != 1 {
+            stride = 1 + rng.next_u32() % count;
+        }
+        Self { socket, start: rng.next_u32() % count, stride }
+    }
+
+    fn port(&self, at: &Line, nth: u32) -> SocketAddr {
+        let place = (u64::from(self.start) + u64::from(nth) * u64::from(self.stride)) % u64::from(at.count.max(1));
+        SocketAddr::new(at.ip, at.port(u32::try_from(place).unwrap_or(0)))
+    }
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// When candidates are probed, after the start: at once, and again against loss.
 const CANDIDATE_AT: [u64; 6] = [0, 100, 300, 700, 1500, 3100];
 /// The most candidates probed: the best ones; each costs six probes.
 const MAX_CANDIDATES: usize = 8;
-/// The opening volleys' time to live, by round: enough to pass one's own NAT, or two, and to end before the other's. How far
-/// away that is, nobody tells; so each round tries another.
-const LOW_TTLS: [u8; 4] = [2, 3, 4, 3];
-/// A scatter's pace: 8 probes each 10 ms, 800 a second, less than a voice call's two directions; 2,048 take 2.6 s.
-const SCATTER_SHOTS: usize = 8;
-const SCATTER_EVERY: Duration = Duration::from_millis(10);
-/// A scatter's row repeats its volley this often, for ports that were not shot at yet when it did last.
-const SCATTER_ROUND: Duration = Duration::from_secs(8);
+/// In a grid, so many probes in a row leave one socket: one system call sends them.
+const RUN: u64 = 32;
 
 impl Punch {
-    pub fn new(now: Instant, setup: Setup) -> Self {
+    pub fn new(now: Instant, setup: Setup, budget: Budget) -> Self {
         Self {
+            entries: Entries::new(setup.mapping),
             setup,
+            budget,
             opened: now,
+            planned: now,
             round: 0,
             volley: 0,
-            shots: Vec::new(),
-            scattered: 0,
+            aimed: None,
             row: Vec::new(),
             candidate_volley: 0,
             fired: Vec::new(),
-            mappings: 0,
-            sockets_opened: 0,
+            made: Made::default(),
             stopped: false,
         }
+    }
+
+    /// Another plan from now on: there is an update.
+    /// Gives the socket that was reported before.
+    pub fn replan(&mut self, now: Instant, start: Instant, plan: Plan, reported: SocketId) -> SocketId {
+        self.setup.plan = plan;
+        self.setup.start = start;
+        let old = std::mem::replace(&mut self.setup.reported, reported);
+        self.planned = now;
+        (self.round, self.volley, self.aimed) = (0, 0, None);
+        old
+    }
+
+    pub fn reported(&self) -> SocketId {
+        self.setup.reported
     }
 
     pub fn id(&self) -> CallId {
@@ -145,36 +186,39 @@ impl Punch {
     }
 
     pub fn outlook(&self) -> Outlook {
-        self.setup.outlook
+        self.setup.plan.outlook
     }
 
     pub fn opened(&self) -> Instant {
         self.opened
     }
 
-    /// Whether it opens rows or shoots at windows: what a member does for one peer at a time.
+    /// What is being tried now.
+    pub fn strategy(&self) -> Option<Strategy> {
+        self.setup
+            .plan
+            .rounds
+            .get(self.round.min(self.setup.plan.rounds.len().saturating_sub(1)))
+            .map(|round| round.strategy)
+    }
+
+    /// Whether it does what a network notices, which a member does for few peers at a time.
     pub fn is_hard(&self) -> bool {
-        !self.stopped && self.setup.rounds.get(self.round).is_some_and(is_hard)
+        !self.stopped && self.setup.plan.rounds.get(self.round).is_some_and(|round| round.strategy.is_hard())
     }
 
     pub fn probes_sent(&self) -> u64 {
         self.fired.len() as u64
     }
 
-    /// How many mappings its shots made since it was asked last.
-    pub fn take_mappings(&mut self) -> usize {
-        std::mem::take(&mut self.mappings)
-    }
-
-    /// What it used up of the call's probes.
-    pub fn probes_used(&self) -> u32 {
-        u32::try_from(self.fired.len()).unwrap_or(u32::MAX)
+    /// The mappings that its shots made since it was asked last.
+    pub fn take_mappings(&mut self) -> Made {
+        std::mem::take(&mut self.made)
     }
 
     /// From how many sockets it sent.
     pub fn sockets_used(&self) -> u32 {
-        let used: std::collections::BTreeSet<_> = self.fired.iter().map(|fired| fired.socket).collect();
-        u32::try_from(used.len()).unwrap_or(u32::MAX)
+        self.budget.sockets().max(u32::from(!self.fired.is_empty()))
     }
 
     pub fn has_expired(&self, now: Instant) -> bool {
@@ -183,8 +227,14 @@ impl Punch {
 
     /// When the last round has had its time, or the call has.
     fn deadline(&self) -> Instant {
-        let rounds = self.round_start(self.setup.rounds.len()) + self.round_length();
-        rounds.min(self.opened + self.setup.limits.timeout)
+        let rounds = self.round_start(self.setup.plan.rounds.len()) + self.grace();
+        rounds.min(self.opened + self.budget.limits().timeout)
+    }
+
+    /// An answer to the last shot takes as long as a signal to and fro.
+    fn grace(&self) -> Duration {
+        let last = self.setup.plan.rounds.last().map(|round| round.length);
+        last.unwrap_or_default().min(Duration::from_millis(500)) / 2
     }
 
     /// The shot with that token: from which socket, to where, when.
@@ -221,70 +271,56 @@ impl Punch {
 
     /// Addresses that need no guessing are probed as soon as may be: no NAT on the way there takes harm.
     fn candidates_start(&self) -> Instant {
-        match self.setup.role {
-            Role::Caller => self.setup.start,
-            Role::Called => self.opened,
-        }
+        self.opened
     }
 
-    fn side(&self, round: usize) -> Option<Side> {
-        let round = self.setup.rounds.get(round)?;
+    fn side(&self) -> Option<&Side> {
+        let round = self.setup.plan.rounds.get(self.round)?;
         match self.setup.role {
-            Role::Caller => round.caller,
-            Role::Called => round.called,
+            Role::Caller => round.caller.as_ref(),
+            Role::Called => round.called.as_ref(),
         }
-    }
-
-    fn round_length(&self) -> Duration {
-        let scatters = self.setup.rounds.first().is_some_and(|round| {
-            let sides = [round.caller, round.called];
-            sides.into_iter().flatten().any(|side| matches!(side.target, Target::Scatter { .. }))
-        });
-        if scatters { SCATTER_ROUND } else { self.setup.round }
     }
 
     fn round_start(&self, round: usize) -> Instant {
-        self.setup.start + self.round_length() * u32::try_from(round).unwrap_or(u32::MAX)
+        let before = self.setup.plan.rounds.iter().take(round).map(|round| round.length);
+        self.setup.start + before.sum::<Duration>()
     }
 
-    /// When the next volley is due, or the next part of a scatter.
-    fn volley_due(&self) -> Option<Instant> {
-        if self.round >= self.setup.rounds.len() {
-            return None;
-        }
+    /// When the round's first packets may leave: with the plan, where they open our own NAT only.
+    fn round_opens(&self) -> Instant {
+        if self.round == 0 { self.planned } else { self.round_start(self.round) }
+    }
+
+    /// When the volley with that number leaves, and whether it is to reach the peer. `None`: the round has no more.
+    fn volley(&self, timing: Timing, length: Duration) -> Option<(Instant, bool)> {
         let start = self.round_start(self.round);
-        let length = self.round_length();
-        let side = self.side(self.round);
-        if let Some(Side { target: Target::Scatter { shots, .. }, .. }) = side {
-            let parts = self.scattered / SCATTER_SHOTS;
-            return (self.scattered < shots as usize)
-                .then(|| start + SCATTER_EVERY * u32::try_from(parts).unwrap_or(u32::MAX));
+        let full = |nth: usize| {
+            let after = [Duration::ZERO, length / 8, length / 3, length * 2 / 3];
+            after.get(nth).map(|after| (start + *after, true))
+        };
+        match (timing, self.volley) {
+            (Timing::Opened | Timing::LowFirst | Timing::Low, 0) => Some((self.round_opens(), false)),
+            (Timing::Opened, nth) => full(nth - 1),
+            (Timing::Volleys, nth) => full(nth),
+            (Timing::LowFirst, nth @ 1..=3) => full(nth),
+            (Timing::Low, 1) => full(3),
+            (Timing::LowFirst | Timing::Low | Timing::Paced, _) => None,
         }
-        if side.is_none() {
-            return Some(start + length);
-        }
-        let opens_at_once = self.round == 0 && self.setup.role == Role::Called;
-        Some(match (self.round, self.volley) {
-            (0, 0) if opens_at_once => self.opened,
-            (0, volley) => {
-                let volley = volley - usize::from(opens_at_once);
-                match volley {
-                    0 => start,
-                    1 => start + length / 8,
-                    2 => start + length / 3,
-                    3 => start + length * 2 / 3,
-                    _ => start + length,
-                }
-            }
-            (_, volley @ 0..=3) => start + length * u32::try_from(volley).unwrap_or(0) / 4,
-            _ => start + length,
-        })
     }
 
-    /// The time to live of the volley that is due.
-    fn ttl(&self) -> Option<u8> {
-        let opening = self.volley == 0 && (self.round > 0 || self.setup.role == Role::Called);
-        opening.then(|| LOW_TTLS[self.round % LOW_TTLS.len()])
+    /// When something is to be fired next, or the next round begins.
+    fn volley_due(&self) -> Option<Instant> {
+        let round = self.setup.plan.rounds.get(self.round)?;
+        let next_round = self.round_start(self.round + 1);
+        let Some(side) = self.side() else { return Some(next_round) };
+        if side.timing == Timing::Paced {
+            let done =
+                matches!(&self.aimed, Some(Aimed::Paced { draws, each, next, .. }) if *next >= places(draws, *each));
+            let tick = self.round_start(self.round) + TICK * u32::try_from(self.volley).unwrap_or(u32::MAX);
+            return Some(if done { next_round } else { tick.min(next_round) });
+        }
+        Some(self.volley(side.timing, round.length).map_or(next_round, |(at, _)| at.min(next_round)))
     }
 
     /// Everything that is due: in order, sockets before their shots.
@@ -309,42 +345,42 @@ impl Punch {
 
     fn shoot_at_candidates(&mut self, now: Instant, rng: &mut ChaCha20Rng, steps: &mut Vec<Step>) {
         self.candidate_volley += 1;
-        for Candidate { kind, address } in
-            self.setup.candidates.iter().take(MAX_CANDIDATES).copied().collect::<Vec<_>>()
-        {
-            self.shoot(now, SocketId::main_for(&address), address, None, Some(kind), rng, steps);
+        let candidates: Vec<_> = self.setup.candidates.iter().take(MAX_CANDIDATES).copied().collect();
+        for Candidate { kind, address } in candidates {
+            self.shoot(now, (SocketId::main_for(&address), address), None, Some(kind), rng, steps);
         }
     }
 
     fn fire(&mut self, now: Instant, ids: &mut SocketIds, rng: &mut ChaCha20Rng, steps: &mut Vec<Step>) {
-        let Some(side) = self.side(self.round) else {
+        let length = self.setup.plan.rounds.get(self.round).map_or(Duration::ZERO, |round| round.length);
+        if now >= self.round_start(self.round + 1) {
+            self.next_round();
+            return;
+        }
+        let Some(side) = self.side().cloned() else {
             self.next_round();
             return;
         };
-        if self.volley == 0 && self.scattered == 0 {
-            self.aim(side, ids, rng, steps);
-            self.mappings += self.shots.len();
+        if self.aimed.is_none() {
+            self.aimed = Some(self.aim(&side, ids, rng, steps));
         }
-        if let Target::Scatter { shots, .. } = side.target {
-            let part: Vec<_> = self.shots.iter().skip(self.scattered).take(SCATTER_SHOTS).copied().collect();
-            self.scattered += SCATTER_SHOTS;
-            for (socket, to) in part {
-                self.shoot(now, socket, to, None, None, rng, steps);
+        match self.aimed.take() {
+            Some(Aimed::Volley(shots)) => {
+                let full = self.volley(side.timing, length).is_none_or(|(_, full)| full);
+                let ttl = (!full).then_some(self.setup.low_ttl);
+                for shot in &shots {
+                    self.shoot(now, *shot, ttl, None, rng, steps);
+                }
+                self.aimed = Some(Aimed::Volley(shots));
             }
-            if self.scattered >= shots as usize {
-                // One scatter uses up what the call may send.
-                self.round = self.setup.rounds.len();
+            Some(Aimed::Paced { draws, at, each, mut next }) => {
+                for _ in 0..self.budget.paced(now) {
+                    let Some((draw, nth)) = place(&draws, each, &mut next) else { break };
+                    self.shoot(now, (draw.socket, draw.port(&at, nth)), None, None, rng, steps);
+                }
+                self.aimed = Some(Aimed::Paced { draws, at, each, next });
             }
-            return;
-        }
-        let volleys = if self.round == 0 && self.setup.role == Role::Called { 5 } else { 4 };
-        if self.volley >= volleys {
-            self.next_round();
-            return;
-        }
-        let ttl = self.ttl();
-        for (socket, to) in self.shots.clone() {
-            self.shoot(now, socket, to, ttl, None, rng, steps);
+            None => {}
         }
         self.volley += 1;
     }
@@ -352,95 +388,98 @@ impl Punch {
     fn next_round(&mut self) {
         self.round += 1;
         self.volley = 0;
-        self.shots.clear();
+        self.aimed = None;
     }
 
     /// Lays out the round's shots, and opens the sockets for them.
-    fn aim(&mut self, side: Side, ids: &mut SocketIds, rng: &mut ChaCha20Rng, steps: &mut Vec<Step>) {
-        let socket = match side.sockets {
-            Sockets::Reported => self.setup.reported,
-            Sockets::Fresh => self.setup.fresh.unwrap_or(self.setup.reported),
-            Sockets::Row(count) | Sockets::UsedRow(count) => {
-                self.shots = self.open_row(count, side, ids, rng, steps);
-                return;
-            }
+    fn aim(&mut self, side: &Side, ids: &mut SocketIds, rng: &mut ChaCha20Rng, steps: &mut Vec<Step>) -> Aimed {
+        let sockets = match side.sockets {
+            Sockets::Main => vec![SocketId::MAIN_V4],
+            Sockets::Reported => vec![self.setup.reported],
+            Sockets::Fresh => vec![self.setup.fresh.unwrap_or(self.setup.reported)],
+            Sockets::New => self.open_row(1, ids, rng, steps),
+            Sockets::Row(count) => self.open_row(count, ids, rng, steps),
         };
-        self.shots = match side.target {
-            Target::One(to) => vec![(socket, to)],
-            Target::Window { center, step, low, high } => plan::offsets(low, high)
-                .map(|offset| (socket, plan::moved(center, i64::from(offset) * i64::from(step))))
-                .collect(),
-            Target::Series { first, step, count } => {
-                (0..i64::from(count)).map(|k| (socket, plan::moved(first, k * i64::from(step)))).collect()
+        match &side.target {
+            Target::Ports { ip, ports } => {
+                let at = |socket: SocketId| ports.iter().map(move |port| (socket, SocketAddr::new(*ip, *port)));
+                Aimed::Volley(sockets.into_iter().flat_map(at).collect())
             }
-            Target::Scatter { ip, shots } => {
-                let mut ports: Vec<u16> = (1024..=u16::MAX).collect();
-                // The first `shots` places of a Fisher-Yates shuffle: no port is drawn twice.
-                let shots = (shots as usize).min(ports.len());
-                for i in 0..shots {
-                    let left = ports.len() - i;
-                    ports.swap(i, i + (rng.next_u64() % left as u64) as usize);
+            Target::Draw { at, each } => {
+                let draws: Vec<Draw> = sockets.into_iter().map(|socket| Draw::new(socket, at.count, rng)).collect();
+                let each = (*each).min(at.count);
+                if side.timing == Timing::Paced {
+                    return Aimed::Paced { draws, at: *at, each, next: 0 };
                 }
-                ports[..shots].iter().map(|port| (socket, SocketAddr::new(ip, *port))).collect()
+                let of = |draw: &Draw| (0..each).map(|nth| (draw.socket, draw.port(at, nth))).collect::<Vec<_>>();
+                Aimed::Volley(draws.iter().flat_map(of).collect())
             }
-        };
+            // Its owner aims it before it comes here; where that could not be done, there is nothing to shoot at.
+            Target::Sweep { .. } => Aimed::Volley(Vec::new()),
+        }
     }
 
     fn open_row(
         &mut self,
         count: u32,
-        side: Side,
         ids: &mut SocketIds,
         rng: &mut ChaCha20Rng,
         steps: &mut Vec<Step>,
-    ) -> Vec<(SocketId, SocketAddr)> {
-        let Target::One(to) = side.target else { return Vec::new() };
+    ) -> Vec<SocketId> {
         // The row before has had its time; its sockets make room.
         steps.extend(self.row.drain(..).map(Step::Close));
-        let left = self.setup.limits.sockets.saturating_sub(self.sockets_opened);
-        for _ in 0..count.min(left) {
+        for _ in 0..count {
+            if !self.budget.take_socket() {
+                break;
+            }
             let socket = ids.next();
-            let port = super::discovery::client::SCOUT_PORTS.start
-                + (rng.next_u32() % super::discovery::client::SCOUT_PORTS.len() as u32) as u16;
+            let port = SCOUT_PORTS.start + (rng.next_u32() % SCOUT_PORTS.len() as u32) as u16;
             steps.push(Step::Open { socket, port });
             self.row.push(socket);
-            self.sockets_opened += 1;
-            if let (Sockets::UsedRow(_), Some(server)) = (side.sockets, self.setup.server) {
-                steps.push(Step::Shoot(Shot { socket, to: server, ttl: None, load: Load::Blank }));
-            }
         }
-        self.row.iter().map(|socket| (*socket, to)).collect()
+        self.row.clone()
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one shot has so many properties; a struct for one caller says no more"
-    )]
     fn shoot(
         &mut self,
         now: Instant,
-        socket: SocketId,
-        to: SocketAddr,
+        (socket, to): (SocketId, SocketAddr),
         ttl: Option<u8>,
         via: Option<CandidateKind>,
         rng: &mut ChaCha20Rng,
         steps: &mut Vec<Step>,
     ) {
-        if self.fired.len() >= self.setup.limits.probes as usize {
+        if !self.budget.take_probe(self.entries.is_new(socket, to)) {
             return;
         }
+        let made = self.entries.note(socket, to);
+        self.made.sockets += made.sockets;
+        self.made.by_address += made.by_address;
+        self.made.by_port += made.by_port;
         let token = rng.next_u64();
         self.fired.push(Fired { token, socket, to, at: now });
-        steps.push(Step::Shoot(Shot { socket, to, ttl, load: Load::Ack { token, via } }));
+        steps.push(Step::Shoot(Shot { socket, to, ttl, token, via }));
     }
 }
 
-/// Whether a round does what a network notices.
-pub fn is_hard(round: &Round) -> bool {
-    [round.caller, round.called].into_iter().flatten().any(|side| {
-        matches!(side.sockets, Sockets::Row(_) | Sockets::UsedRow(_))
-            || matches!(side.target, Target::Window { .. } | Target::Series { .. } | Target::Scatter { .. })
-    })
+/// Places of a grid in all, with those of its last run that there are no ports for.
+fn places(draws: &[Draw], each: u32) -> u64 {
+    u64::from(each).div_ceil(RUN) * RUN * draws.len() as u64
+}
+
+/// The next place of a grid: [`RUN`] ports of one socket, then as many of the next.
+fn place<'a>(draws: &'a [Draw], each: u32, next: &mut u64) -> Option<(&'a Draw, u32)> {
+    let row = RUN * draws.len() as u64;
+    while *next < places(draws, each) {
+        let (turn, within) = (*next / row, *next % row);
+        let nth = turn * RUN + within % RUN;
+        *next += 1;
+        if nth < u64::from(each) {
+            let draw = draws.get(usize::try_from(within / RUN).ok()?)?;
+            return Some((draw, u32::try_from(nth).ok()?));
+        }
+    }
+    None
 }
 
 /// Numbers for new sockets.

@@ -9,6 +9,7 @@ mod elsewhere;
 #[path = "../lab/enter.rs"]
 mod enter;
 mod interop;
+mod introductions;
 mod lab;
 mod lab_itself;
 mod lifecycle;

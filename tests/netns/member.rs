@@ -128,6 +128,11 @@ impl Servers {
         self.daemons.clear();
     }
 
+    /// The discovery servers go on.
+    pub fn kill_rendezvous(&mut self) {
+        self.daemons.truncate(Self::HOSTS.len() - 1);
+    }
+
     pub fn start_again(&mut self, lab: &Lab) {
         for host in Self::HOSTS {
             let mut command = lab.command(host, BINARY);

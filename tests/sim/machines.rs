@@ -2,12 +2,14 @@
 
 use p2ptund::proto::Instant;
 
+use crate::crook::Crook;
 use crate::member::Member;
 use crate::servers::{Discovery, Rendezvous};
 use crate::world::{Datagram, Machine, Moment};
 
 pub enum Any {
     Member(Box<Member>),
+    Crook(Box<Crook>),
     Discovery(Discovery),
     Rendezvous(Box<Rendezvous>),
 }
@@ -27,9 +29,17 @@ impl Any {
         }
     }
 
+    pub fn crook_mut(&mut self) -> &mut Crook {
+        match self {
+            Any::Crook(crook) => crook,
+            _ => panic!("this machine is no crook"),
+        }
+    }
+
     fn machine(&mut self) -> &mut dyn Machine {
         match self {
             Any::Member(member) => member.as_mut(),
+            Any::Crook(crook) => crook.as_mut(),
             Any::Discovery(server) => server,
             Any::Rendezvous(server) => server.as_mut(),
         }
@@ -48,6 +58,7 @@ impl Machine for Any {
     fn poll_timeout(&self) -> Option<Instant> {
         match self {
             Any::Member(member) => member.poll_timeout(),
+            Any::Crook(crook) => crook.poll_timeout(),
             Any::Discovery(server) => server.poll_timeout(),
             Any::Rendezvous(server) => server.poll_timeout(),
         }

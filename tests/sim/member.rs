@@ -14,10 +14,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use p2ptund::proto::action::Drops;
 use p2ptund::proto::config::Config;
-use p2ptund::proto::node::Node;
+use p2ptund::proto::node::{MappedPort, Node};
 use p2ptund::proto::snapshot::Snapshot;
 use p2ptund::proto::{Action, Event, Instant, Packet, SocketId, Wall};
 
+use crate::firewall::Firewall;
 use crate::inner::Echo;
 use crate::pinger::Pinger;
 use crate::world::{Datagram, Machine, Moment, START};
@@ -65,12 +66,22 @@ pub struct Member {
     pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Most extra sockets that the system gives.
     pub socket_limit: usize,
+    /// When each inner packet was delivered, where a test asks for it.
+    pub deliveries: Option<Vec<Instant>>,
+    /// A firewall on the same machine.
+    pub firewall: Option<Firewall>,
+    /// A port that the router maps, and when this member hears of it.
+    pub mapping: Option<(Instant, MappedPort)>,
+    /// Datagrams to peers that went by no path, in all calls.
+    pub probes: u32,
     node: Option<Box<Node>>,
     seed: [u8; 32],
     starts: Instant,
     addresses: Vec<IpNet>,
     servers: BTreeSet<IpAddr>,
     sockets: BTreeMap<SocketId, u16>,
+    /// The extra ones by port. The main ones, one a family, share theirs.
+    by_port: BTreeMap<u16, SocketId>,
     call: Usage,
     /// Peers that payload can flow to, and where.
     connected: BTreeMap<String, SocketAddr>,
@@ -97,12 +108,17 @@ impl Member {
             traffic: BTreeMap::new(),
             names: BTreeMap::new(),
             socket_limit: usize::MAX,
+            deliveries: None,
+            firewall: None,
+            mapping: None,
+            probes: 0,
             node: None,
             seed,
             starts,
             addresses,
             servers,
             sockets: BTreeMap::from(main),
+            by_port: BTreeMap::new(),
             call: Usage::default(),
             connected: BTreeMap::new(),
             nonces: BTreeSet::new(),
@@ -140,11 +156,21 @@ impl Member {
 
     /// Extra sockets that are open now.
     pub fn open_sockets(&self) -> usize {
-        self.sockets.keys().filter(|id| **id >= SocketId::FIRST_EXTRA).count()
+        self.by_port.len()
     }
 
     pub fn start_counting(&mut self) {
         self.traffic.clear();
+    }
+
+    /// Its own addresses are these now; the node is told by [`Member::tell_addresses`].
+    pub fn set_addresses(&mut self, addresses: Vec<IpNet>) {
+        self.addresses = addresses;
+    }
+
+    pub fn tell_addresses(&mut self, moment: &mut Moment<'_>) {
+        let addresses = self.addresses.clone();
+        self.with_node(moment, |node, now| node.handle_addresses(now, &addresses));
     }
 
     /// Gives the node an input of the test's own.
@@ -183,8 +209,12 @@ impl Member {
         match action {
             Action::OpenSocket { id, port } => self.open(moment, id, port),
             Action::CloseSocket { id } => {
-                if id < SocketId::FIRST_EXTRA || self.sockets.remove(&id).is_none() {
-                    moment.faults.push(format!("closes {id:?}, which is not an open extra socket"));
+                match self.sockets.get(&id).copied().filter(|_| id >= SocketId::FIRST_EXTRA) {
+                    Some(port) => {
+                        self.sockets.remove(&id);
+                        self.by_port.remove(&port);
+                    }
+                    None => moment.faults.push(format!("closes {id:?}, which is not an open extra socket")),
                 }
             }
             Action::Resolve { name } => self.resolving.push_back((moment.now + RESOLVING, name)),
@@ -212,7 +242,7 @@ impl Member {
             }
             return;
         }
-        let taken = |port: u16| self.sockets.values().any(|used| *used == port);
+        let taken = |port: u16| port == self.config.listen_port || self.by_port.contains_key(&port);
         let mut local = port;
         while local == 0 || taken(local) {
             // Linux's `ip_local_port_range`.
@@ -221,6 +251,7 @@ impl Member {
         if id < SocketId::FIRST_EXTRA || self.sockets.insert(id, local).is_some() {
             moment.faults.push(format!("opens {id:?}, which is open"));
         }
+        self.by_port.insert(local, id);
         let open = u32::try_from(self.open_sockets()).expect("is a count of sockets");
         self.call.sockets += 1;
         self.most = self.most.at_most(self.call);
@@ -249,7 +280,9 @@ impl Member {
                 moment.faults.push("seals two datagrams with one nonce".to_owned());
             }
         }
-        let on_a_path = self.is_connected() || self.connected.values().any(|endpoint| *endpoint == to);
+        let to_an_endpoint = self.connected.values().any(|endpoint| *endpoint == to);
+        self.probes += u32::from(!to_an_endpoint && !self.servers.contains(&to.ip()));
+        let on_a_path = self.is_connected() || to_an_endpoint;
         if !self.servers.contains(&to.ip()) && !on_a_path {
             self.call.probes += 1;
             self.most = self.most.at_most(self.call);
@@ -258,6 +291,9 @@ impl Member {
             if self.call.probes == calls * (self.config.punch.probes + PROBES_BESIDE) + 1 {
                 moment.faults.push(format!("sent {} datagrams to a peer within one call", self.call.probes));
             }
+        }
+        if let Some(firewall) = &mut self.firewall {
+            firewall.note(moment.now, *port, to);
         }
         moment.sent.push(Datagram { src: SocketAddr::new(own, *port), dst: to, ttl, payload });
     }
@@ -280,6 +316,9 @@ impl Member {
         if !self.delivered.insert(echo) {
             moment.faults.push(format!("delivers {echo:?} twice"));
         }
+        if let Some(deliveries) = &mut self.deliveries {
+            deliveries.push(moment.now);
+        }
         if echo.reply {
             self.pinger.answered(moment.now, echo.number);
         } else {
@@ -292,12 +331,17 @@ impl Machine for Member {
     fn handle_datagram(&mut self, moment: &mut Moment<'_>, datagram: Datagram) {
         let Some(node) = &mut self.node else { return };
         // Both families' main sockets share a port number, so the family tells them apart; extra ones are IPv4.
-        let main = SocketId::main_for(&datagram.dst);
-        let open = |id: &SocketId| *id == main || (*id >= SocketId::FIRST_EXTRA && datagram.dst.is_ipv4());
-        let at = self.sockets.iter().find(|(id, port)| **port == datagram.dst.port() && open(id));
-        let Some((socket, _)) = at else { return };
+        let port = datagram.dst.port();
+        if self.firewall.as_mut().is_some_and(|firewall| !firewall.lets_in(moment.now, port, datagram.src)) {
+            return;
+        }
+        let socket = match port == self.config.listen_port {
+            true => Some(SocketId::main_for(&datagram.dst)),
+            false => self.by_port.get(&port).copied().filter(|_| datagram.dst.is_ipv4()),
+        };
+        let Some(socket) = socket else { return };
         let mut packet = Packet::copy_from(&datagram.payload);
-        if node.handle_datagram(moment.now, *socket, datagram.src, &mut packet) {
+        if node.handle_datagram(moment.now, socket, datagram.src, &mut packet) {
             self.take_tun(moment, packet.bytes(), false);
         }
         self.drain(moment);
@@ -315,6 +359,9 @@ impl Machine for Member {
             node.handle_timeout(now);
             self.drain(moment);
         }
+        if let Some((_, mapped)) = self.mapping.take_if(|(due, _)| *due <= now) {
+            self.with_node(moment, |node, now| node.handle_port_mapping(now, Some(mapped)));
+        }
         while self.resolving.front().is_some_and(|(due, _)| *due <= now) {
             let Some((_, name)) = self.resolving.pop_front() else { break };
             let addresses = self.names.get(&name).cloned().unwrap_or_default();
@@ -328,6 +375,7 @@ impl Machine for Member {
     fn poll_timeout(&self) -> Option<Instant> {
         let Some(node) = &self.node else { return Some(self.starts) };
         let resolved = self.resolving.front().map(|(due, _)| *due);
-        [node.poll_timeout(), resolved, self.pinger.next()].into_iter().flatten().min()
+        let mapped = self.mapping.map(|(due, _)| due);
+        [node.poll_timeout(), resolved, mapped, self.pinger.next()].into_iter().flatten().min()
     }
 }

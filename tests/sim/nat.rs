@@ -65,6 +65,8 @@ pub struct Profile {
     /// Whether two inside hosts reach each other by their outside addresses (REQ-9).
     pub hairpin: bool,
     pub poisonable: bool,
+    /// A firewall's rule: no UDP goes out to this port or a higher one (the patent's [0041]).
+    pub forbids_from: Option<u16>,
     /// Most mappings at a time.
     pub limit: usize,
     /// New mappings a second by other users of the same NAT.
@@ -92,6 +94,7 @@ impl Profile {
             inbound_refresh: true,
             hairpin: false,
             poisonable: false,
+            forbids_from: None,
             limit: 16_384,
             cross_traffic: 0.0,
             more_addresses: Vec::new(),
@@ -112,6 +115,8 @@ pub enum Loss {
     Ttl,
     /// No mapping on that port, or none that permits this remote.
     Filtered,
+    /// The administrator lets nothing out to that port.
+    Forbidden,
     /// The mapping table, or the port range, is full.
     Full,
     /// The one port that the allocator would give is taken by an unsolicited flow.
@@ -126,7 +131,36 @@ struct Mapping {
     replied: bool,
     expires: Instant,
     /// Remotes that were sent to, until when each may answer.
-    permits: BTreeMap<SocketAddrV4, Instant>,
+    permits: Permits,
+}
+
+/// By address and port in one number: a large search leaves a thousand on each mapping, and asks for one with each datagram.
+#[derive(Default)]
+struct Permits(BTreeMap<u64, Instant>);
+
+impl Permits {
+    fn number(remote: SocketAddrV4) -> u64 {
+        (u64::from(remote.ip().to_bits()) << 16) | u64::from(remote.port())
+    }
+
+    fn give(&mut self, remote: SocketAddrV4, until: Instant) {
+        self.0.insert(Self::number(remote), until);
+    }
+
+    /// Makes one longer that there is.
+    fn prolong(&mut self, remote: SocketAddrV4, until: Instant) {
+        self.0.entry(Self::number(remote)).and_modify(|had| *had = until);
+    }
+
+    fn hold(&self, remote: SocketAddrV4, now: Instant) -> bool {
+        self.0.get(&Self::number(remote)).is_some_and(|until| *until > now)
+    }
+
+    /// Whether any port of `address` may.
+    fn hold_any(&self, address: Ipv4Addr, now: Instant) -> bool {
+        let port = |port| Self::number(SocketAddrV4::new(address, port));
+        self.0.range(port(0)..=port(u16::MAX)).any(|(_, until)| *until > now)
+    }
 }
 
 pub struct Nat {
@@ -150,6 +184,8 @@ pub struct Nat {
     /// Mappings made since the start, and the most at a time.
     pub created: u64,
     pub peak: usize,
+    /// Mappings made since the start, by the inside address that they were made for.
+    pub created_for: BTreeMap<Ipv4Addr, u64>,
 }
 
 impl Nat {
@@ -169,13 +205,14 @@ impl Nat {
             next_sweep: Instant::default(),
             created: 0,
             peak: 0,
+            created_for: BTreeMap::new(),
         }
     }
 
     /// Forgets everything, and starts to count somewhere else.
     pub fn reboot(&mut self, dice: &mut Dice) {
-        let (created, peak) = (self.created, self.peak);
-        *self = Self { created, peak, ..Self::new(self.wan, self.profile.clone(), dice) };
+        let (created, peak, created_for) = (self.created, self.peak, std::mem::take(&mut self.created_for));
+        *self = Self { created, peak, created_for, ..Self::new(self.wan, self.profile.clone(), dice) };
     }
 
     /// What UPnP would do: everybody may reach `inside` at `external`. `false` where that port is in use.
@@ -197,6 +234,9 @@ impl Nat {
     pub fn outbound(&mut self, now: Instant, dice: &mut Dice, datagram: &mut Datagram) -> Result<(), Loss> {
         if datagram.ttl <= 1 {
             return Err(Loss::Ttl);
+        }
+        if self.profile.forbids_from.is_some_and(|port| datagram.dst.port() >= port) {
+            return Err(Loss::Forbidden);
         }
         self.sweep(now);
         let (inside, remote) = match (datagram.src, datagram.dst) {
@@ -248,7 +288,7 @@ impl Nat {
         mapping.replied = true;
         if profile.inbound_refresh {
             mapping.expires = now + profile.lifetime;
-            mapping.permits.entry(remote).and_modify(|until| *until = now + profile.lifetime);
+            mapping.permits.prolong(remote, now + profile.lifetime);
         }
         datagram.dst = SocketAddr::V4(key.0);
         Ok(())
@@ -256,7 +296,7 @@ impl Nat {
 
     /// Whose flow to `remote` has that outside endpoint; for the router that got an ICMP error about it.
     pub fn inside_of(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> Option<SocketAddrV4> {
-        let mut own = self.live_on(now, outside).filter(|(_, mapping)| mapping.permits.contains_key(&remote));
+        let mut own = self.live_on(now, outside).filter(|(_, mapping)| mapping.permits.hold(remote, now));
         own.next().map(|(key, _)| key.0).or_else(|| self.forward_at(outside))
     }
 
@@ -299,16 +339,17 @@ impl Nat {
                 return Err(Loss::Full);
             }
             let outside = self.choose_outside(now, dice, inside, remote)?;
-            let mapping = Mapping { outside, replied: false, expires: now, permits: BTreeMap::new() };
+            let mapping = Mapping { outside, replied: false, expires: now, permits: Permits::default() };
             self.mappings.insert(key, mapping);
             self.by_outside.entry(outside).or_default().push(key);
             self.created += 1;
+            *self.created_for.entry(*inside.ip()).or_default() += 1;
             self.peak = self.peak.max(self.mappings.len());
         }
         let mapping = self.mappings.get_mut(&key).expect("was found or made above");
         let lives = if mapping.replied { self.profile.lifetime } else { self.profile.unreplied };
         mapping.expires = now + lives;
-        mapping.permits.insert(remote, now + lives);
+        mapping.permits.give(remote, now + lives);
         Ok(mapping.outside)
     }
 
@@ -367,9 +408,9 @@ impl Nat {
         let by_tuple = self.profile.mapping == Scope::AddressAndPort;
         self.is_stray(now, outside, remote)
             || self.forward_at(outside).is_some_and(|owner| owner != inside)
-            || self.live_on(now, outside).any(|(key, mapping)| {
-                key.0 != inside && (!by_tuple || mapping.permits.get(&remote).is_some_and(|until| *until > now))
-            })
+            || self
+                .live_on(now, outside)
+                .any(|(key, mapping)| key.0 != inside && (!by_tuple || mapping.permits.hold(remote, now)))
     }
 
     fn held(&self, now: Instant, outside: SocketAddrV4) -> bool {
@@ -387,10 +428,10 @@ impl Nat {
 
     /// The mapping on `outside` by which `remote` may come in: its own first, where several share it.
     fn admitted(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> Option<Key> {
-        let own = |mapping: &Mapping| mapping.permits.get(&remote).is_some_and(|until| *until > now);
+        let own = |mapping: &Mapping| mapping.permits.hold(remote, now);
         let may = |mapping: &Mapping| match self.profile.filtering {
             Scope::Endpoint => true,
-            Scope::Address => mapping.permits.iter().any(|(to, until)| to.ip() == remote.ip() && *until > now),
+            Scope::Address => mapping.permits.hold_any(*remote.ip(), now),
             Scope::AddressAndPort => own(mapping),
         };
         let find =

@@ -22,6 +22,8 @@ pub struct Pinger {
     pub first_answer: Option<Instant>,
     pub answers: u64,
     pub longest: Duration,
+    /// Sends what looks like answers, so that nothing comes back: a stream in one direction.
+    pub one_way: bool,
 }
 
 impl Pinger {
@@ -50,7 +52,7 @@ impl Pinger {
         let turn = usize::try_from(self.number).expect("fits") % self.pairs.len();
         let (src, dst) = self.pairs[turn];
         self.waiting.insert(self.number, (dst, now));
-        Some(Echo { src, dst, reply: false, number: self.number })
+        Some(Echo { src, dst, reply: self.one_way, number: self.number })
     }
 
     pub fn answered(&mut self, now: Instant, number: u64) {
@@ -65,5 +67,19 @@ impl Pinger {
     /// Pings that were sent before `by` and were not answered.
     pub fn unanswered(&self, by: Instant) -> usize {
         self.waiting.values().filter(|(_, sent)| *sent < by).count()
+    }
+
+    /// The longest run of pings, sent one after the other before `by`, of which none was answered: an outage.
+    pub fn outage(&self, by: Instant) -> Duration {
+        let (mut run, mut longest, mut last) = (0, 0, None);
+        for (number, (_, sent)) in &self.waiting {
+            if *sent >= by {
+                break;
+            }
+            run = if last.is_some_and(|last: u64| last + 1 == *number) { run + 1 } else { 1 };
+            longest = longest.max(run);
+            last = Some(*number);
+        }
+        self.every * longest
     }
 }

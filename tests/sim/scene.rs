@@ -6,18 +6,21 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use p2ptund::proto::Instant;
 use p2ptund::proto::config::{
-    Config, Discovery as DiscoveryAt, Host as Name, HostPort, MEMBER_PORT, Peer, Punch, RENDEZVOUS_PORT,
+    Config, Discovery as DiscoveryAt, Host as Name, HostPort, MEMBER_PORT, Peer, RENDEZVOUS_PORT,
     Rendezvous as RendezvousAt,
 };
 use p2ptund::proto::keys::{PresharedKey, PrivateKey};
+use p2ptund::proto::node::MappedPort;
+use p2ptund::proto::snapshot::PortMapping;
 
 use crate::dice::Dice;
+use crate::firewall::Firewall;
 use crate::link::Link;
 use crate::machines::Any;
 use crate::member::Member;
@@ -77,7 +80,11 @@ impl Scene {
                 [DISCOVERY[0], DISCOVERY[1], DISCOVERY_SECOND, RENDEZVOUS].into_iter().map(IpAddr::V4).collect();
             let seed = world.dice.bytes();
             let plain: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
-            let member = Member::new(config, addresses, servers, seed, START + terms.up[side % 2]);
+            let starts = START + terms.up[side % 2];
+            let mut member = Member::new(config, addresses, servers, seed, starts);
+            member.firewall = terms.host_firewall[side % 2].then(Firewall::default);
+            member.mapping =
+                map_port(&mut world, &nats[side], &plain, terms.port_mapping[side % 2].map(|it| starts + it));
             members.push(world.add_host(network, &plain, link, Any::Member(Box::new(member))));
         }
         Self { world, members, discovery, rendezvous, nats, rendezvous_key }
@@ -173,11 +180,31 @@ impl Scene {
         self.member(side).pinger.first_answer
     }
 
-    /// Datagrams and mappings of one side.
+    /// New mappings at one side's NATs, most of all of them.
     pub fn nat_entries(&mut self, side: usize) -> u64 {
-        let ids = self.nats[side].clone();
-        ids.iter().map(|id| self.world.router_mut(*id).nat.created).max().unwrap_or(0)
+        let mut inside = self.world.host(self.members[side]).address_v4();
+        let mut most = 0;
+        for id in self.nats[side].clone() {
+            let nat = &self.world.router_mut(id).nat;
+            most = most.max(inside.and_then(|inside| nat.created_for.get(&inside)).copied().unwrap_or(0));
+            inside = Some(nat.wan);
+        }
+        most
     }
+}
+
+/// The router in front of a member maps its port from the start; what the member is told, and when.
+fn map_port(
+    world: &mut World<Any>,
+    nats: &[NatId],
+    own: &[IpAddr],
+    at: Option<Instant>,
+) -> Option<(Instant, MappedPort)> {
+    let (at, [router], Some(IpAddr::V4(inside))) = (at?, nats, own.first()) else { return None };
+    let nat = &mut world.router_mut(*router).nat;
+    assert!(nat.forward_port(START, MEMBER_PORT, SocketAddrV4::new(*inside, MEMBER_PORT)), "nothing was sent yet");
+    let external = SocketAddr::new(nat.wan.into(), MEMBER_PORT);
+    Some((at, MappedPort { external, by: PortMapping::Upnp }))
 }
 
 fn build_site(
@@ -195,12 +222,12 @@ fn build_site(
         reorder: terms.reorder,
         ..Link::of_delay(terms.delay_of(side))
     };
-    let mut profiles = terms.class(side).profiles(terms.cross_traffic, &mut world.dice);
+    let mut profiles = terms.profiles(side, &mut world.dice);
     let mut network = INTERNET;
     if side == 1 {
         let shared = match terms.layout {
             Layout::Apart | Layout::SameNumbers => 0,
-            Layout::SameLan => nats[0].len(),
+            Layout::SameLan | Layout::SameRouter => nats[0].len(),
             Layout::SameCarrier => 1,
         };
         for id in nats[0].clone().into_iter().rev().take(shared) {
@@ -221,7 +248,7 @@ fn build_site(
     }
     let own = match terms.layout {
         _ if network == INTERNET => wan,
-        Layout::Apart | Layout::SameCarrier => Ipv4Addr::new(192, 168, 1 + number, 2),
+        Layout::Apart | Layout::SameRouter | Layout::SameCarrier => Ipv4Addr::new(192, 168, 1 + number, 2),
         Layout::SameNumbers => Ipv4Addr::new(192, 168, 1, 2),
         Layout::SameLan => Ipv4Addr::new(192, 168, 1, 2 + number),
     };
@@ -245,6 +272,7 @@ fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> Vec<C
         mtu: 1420,
         private_key: keys[side].clone(),
         listen_port: MEMBER_PORT,
+        introduce: true,
         discovery: DISCOVERY.map(|address| DiscoveryAt::Series(host(address))).to_vec(),
         rendezvous: vec![RendezvousAt {
             address: HostPort { host: host(RENDEZVOUS), port: RENDEZVOUS_PORT },
@@ -262,7 +290,7 @@ fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> Vec<C
                 connect: terms.connect,
             })
             .collect(),
-        punch: Punch::default(),
+        punch: terms.punch[side % 2],
     };
     (0..keys.len()).map(config).collect()
 }

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use p2ptund::proto::config::{Calls, Connect};
+use p2ptund::proto::config::{Calls, Connect, Punch};
 
 use crate::classes::Class;
 use crate::dice::Dice;
+use crate::nat::Profile;
 
 #[derive(Clone, Debug)]
 pub struct Terms {
     pub seed: u64,
     pub classes: [Class; 2],
+    /// NATs in a row, the innermost first, given outright instead of the class's.
+    pub nats: [Option<Vec<Profile>>; 2],
     /// Further members of the mesh.
     pub more: Vec<Class>,
     /// One way, between each office and the internet.
@@ -29,6 +32,11 @@ pub struct Terms {
     pub ipv6: bool,
     pub calls: [Calls; 2],
     pub connect: Connect,
+    pub punch: [Punch; 2],
+    /// Whether a stateful firewall runs on the member's own machine.
+    pub host_firewall: [bool; 2],
+    /// Whether the router maps the member's port, and how long after the member's start it says so.
+    pub port_mapping: [Option<Duration>; 2],
 }
 
 impl Terms {
@@ -37,6 +45,7 @@ impl Terms {
         Self {
             seed,
             classes,
+            nats: [None, None],
             more: Vec::new(),
             delay: [delay; 2],
             jitter: Duration::ZERO,
@@ -51,6 +60,9 @@ impl Terms {
             ipv6: false,
             calls: [Calls::Both; 2],
             connect: Connect::Always,
+            punch: [Punch::default(); 2],
+            host_firewall: [false; 2],
+            port_mapping: [None; 2],
         }
     }
 
@@ -89,6 +101,12 @@ impl Terms {
         self.classes.into_iter().chain(self.more.iter().copied()).nth(member).expect("is a member")
     }
 
+    /// A member's NATs in a row, the innermost first.
+    pub fn profiles(&self, member: usize, dice: &mut Dice) -> Vec<Profile> {
+        let given = self.nats.get(member).cloned().flatten();
+        given.unwrap_or_else(|| self.class(member).profiles(self.cross_traffic, dice))
+    }
+
     /// Further members are as the first two are, in turn.
     pub fn delay_of(&self, member: usize) -> Duration {
         self.delay[member % 2]
@@ -103,6 +121,8 @@ pub enum Layout {
     SameNumbers,
     /// Both in one LAN; the NATs are the first one's.
     SameLan,
+    /// Both behind one router, in two private networks that it routes between.
+    SameRouter,
     /// Each has a router of its own behind the carrier's, the outermost of the first one's NATs.
     SameCarrier,
 }

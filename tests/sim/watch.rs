@@ -7,7 +7,7 @@ use p2ptund::proto::Instant;
 
 use crate::world::Datagram;
 
-/// A hash over everything that happened (FNV-1a, 64 bits), and the text of it where asked for.
+/// A hash over everything that happened (FNV-1a, but eight bytes at a time: a large search has millions of datagrams), and the text of it where asked for.
 pub struct Transcript {
     hash: u64,
     /// Prints each line as it happens.
@@ -52,9 +52,18 @@ impl Transcript {
     }
 
     fn feed(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.mix(u64::from_le_bytes(*word));
         }
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        self.mix(u64::from_le_bytes(last) ^ ((bytes.len() as u64) << 56));
+    }
+
+    /// The turn brings the high bits, which a product takes no further, back down.
+    fn mix(&mut self, word: u64) {
+        self.hash = (self.hash.rotate_left(23) ^ word).wrapping_mul(0x0000_0100_0000_01b3);
     }
 }
 

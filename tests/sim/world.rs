@@ -90,6 +90,15 @@ pub struct Host<M> {
     busy: Busy,
 }
 
+impl<M> Host<M> {
+    pub fn address_v4(&self) -> Option<Ipv4Addr> {
+        self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    }
+}
+
 /// Where a datagram is when its time comes.
 enum At {
     Network(NetId),
@@ -102,7 +111,8 @@ struct Flight {
     /// Ties go to whom sent first.
     order: u64,
     at: At,
-    datagram: Datagram,
+    /// On the heap, so that sorting the flights moves little.
+    datagram: Box<Datagram>,
 }
 
 pub struct World<M> {
@@ -168,16 +178,43 @@ impl<M: Machine> World<M> {
         let addresses = addresses.to_vec();
         for address in &addresses {
             self.own(network, *address, Owner::Host(id));
-            // IPv6 is not translated: every network further out knows which router the address is behind.
-            let mut inner = network;
-            while let Some(gateway) = self.networks[inner.0].gateway.filter(|_| address.is_ipv6()) {
-                inner = self.routers[gateway.0].outside;
-                self.own(inner, *address, Owner::Nat(gateway));
-            }
+            self.own_further_out(network, *address);
         }
         let (sent, received, busy) = (0, 0, Busy::default());
         self.hosts.push(Host { machine, link, network, addresses, deadline, busy, sent, received });
         id
+    }
+
+    /// A machine is plugged in elsewhere, or gets other addresses.
+    pub fn move_host(&mut self, id: HostId, network: NetId, addresses: &[IpAddr], link: Link) {
+        for owners in self.networks.iter_mut().map(|network| &mut network.owners) {
+            owners.retain(|_, owner| *owner != Owner::Host(id));
+        }
+        for address in addresses {
+            self.own(network, *address, Owner::Host(id));
+            self.own_further_out(network, *address);
+        }
+        let host = &mut self.hosts[id.0];
+        (host.network, host.link, host.addresses) = (network, link, addresses.to_vec());
+        self.transcript.note(self.now, &format!("host {} moves to {addresses:?}", id.0));
+    }
+
+    /// IPv6 is not translated: every network further out knows which router the address is behind.
+    fn own_further_out(&mut self, network: NetId, address: IpAddr) {
+        let mut inner = network;
+        while let Some(gateway) = self.networks[inner.0].gateway.filter(|_| address.is_ipv6()) {
+            inner = self.routers[gateway.0].outside;
+            self.own(inner, address, Owner::Nat(gateway));
+        }
+    }
+
+    /// A NAT gets another address outside, and forgets everything, as where its provider renews its lease.
+    pub fn renumber(&mut self, id: NatId, wan: Ipv4Addr) {
+        let (outside, old) = (self.routers[id.0].outside, self.routers[id.0].nat.wan);
+        self.networks[outside.0].owners.remove(&IpAddr::V4(old));
+        self.own(outside, wan.into(), Owner::Nat(id));
+        self.routers[id.0].nat.wan = wan;
+        self.reboot(id);
     }
 
     fn own(&mut self, network: NetId, address: IpAddr, owner: Owner) {
@@ -235,7 +272,7 @@ impl<M: Machine> World<M> {
     /// Puts a datagram onto the internet, whoever it claims to be from. The tap does not hear it.
     pub fn inject(&mut self, datagram: Datagram) {
         self.transcript.datagram(self.now, '!', &datagram);
-        self.deliver(INTERNET, datagram);
+        self.deliver(INTERNET, Box::new(datagram));
     }
 
     /// Runs until `done`, or until nothing is left to happen before `until`. Whether it was `done`.
@@ -289,10 +326,10 @@ impl<M: Machine> World<M> {
         }
         let network = host.network;
         let arrivals = host.link.carry(self.now, Direction::Up, &mut self.dice);
-        self.fly_each(arrivals, || At::Network(network), datagram);
+        self.fly_each(arrivals, || At::Network(network), Box::new(datagram));
     }
 
-    fn fly_each(&mut self, arrivals: [Option<Instant>; 2], at: impl Fn() -> At, datagram: Datagram) {
+    fn fly_each(&mut self, arrivals: [Option<Instant>; 2], at: impl Fn() -> At, datagram: Box<Datagram>) {
         let [first, second] = arrivals;
         if let Some(when) = second {
             self.fly(when, at(), datagram.clone());
@@ -302,7 +339,7 @@ impl<M: Machine> World<M> {
         }
     }
 
-    fn fly(&mut self, when: Instant, at: At, datagram: Datagram) {
+    fn fly(&mut self, when: Instant, at: At, datagram: Box<Datagram>) {
         self.sent += 1;
         self.flights.push(Reverse(Flight { when, order: self.sent, at, datagram }));
     }
@@ -324,16 +361,16 @@ impl<M: Machine> World<M> {
             At::Host(id) => {
                 self.transcript.datagram(self.now, '<', &datagram);
                 self.hosts[id.0].received += 1;
-                self.act(id, |machine, moment| machine.handle_datagram(moment, datagram));
+                self.act(id, |machine, moment| machine.handle_datagram(moment, *datagram));
             }
         }
     }
 
     /// A datagram that came up from a machine or an inner NAT is on `network`.
-    fn cross(&mut self, network: NetId, mut datagram: Datagram) {
+    fn cross(&mut self, network: NetId, mut datagram: Box<Datagram>) {
         if network == INTERNET {
             if let Some(tap) = &mut self.tap {
-                tap.push(datagram.clone());
+                tap.push((*datagram).clone());
                 if tap.len() > TAP_KEEPS {
                     tap.remove(0);
                 }
@@ -347,7 +384,7 @@ impl<M: Machine> World<M> {
     }
 
     /// To whom has the address on `network`, or else out through its gateway.
-    fn deliver(&mut self, network: NetId, mut datagram: Datagram) {
+    fn deliver(&mut self, network: NetId, mut datagram: Box<Datagram>) {
         match self.networks[network.0].owners.get(&datagram.dst.ip()) {
             Some(Owner::Host(id)) => {
                 let id = *id;
@@ -384,6 +421,7 @@ impl<M: Machine> World<M> {
         let reason = match loss {
             Loss::Ttl => "ttl",
             Loss::Filtered => "filtered",
+            Loss::Forbidden => "forbidden",
             Loss::Full => "full",
             Loss::PortTaken => "port taken",
         };

@@ -5,10 +5,12 @@
 //!         first scout  ──► address 2 port 1, address 2 port 2                          fresh sockets, where the counter is
 //!                      ──► address 2 port 1, "answer from another port", "from another address"       filtering
 //! a call  a new scout  ──► the four again                                                             where the counter is now
+//!         a watch      ──► one every 25 ms                                                            how fast others move it
+//!         a hold       ──► question, shot at the peer, question, …                                    the port of that shot
 //! ```
 //!
-//! A call through a NAT whose ports move needs a fresh look at the counter, from a socket that has used up its first mapping
-//! (FIG. 4A): such a call gets a scout of its own and punches with it. Through any other NAT the main socket's tuple serves.
+//! A call through a NAT whose ports move needs a fresh look at the counter, or a port that it holds already ([`super::survey`]).
+//! Through any other NAT the main socket's tuple serves.
 //!
 //! IPv4 only: IPv6 members are reached at their own addresses.
 
@@ -22,7 +24,9 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use super::Reply;
 use super::survey::{Outcome, Protocol, Survey, Target};
 use crate::proto::config::{DISCOVERY_PORTS, Discovery, Host};
-use crate::proto::nat::{Allocation, Filtering, Mapping, Nat, Observation, cross_traffic};
+use crate::proto::counter::{Counter, Look, Rate};
+use crate::proto::message_control::Hold;
+use crate::proto::nat::{self, Allocation, Filtering, Made, Mapping, Nat, Observation};
 use crate::proto::{Action, Instant, SocketId, Transmit, snapshot};
 
 /// Servers asked in one survey: two tell all that the method needs, a third is there for when one of them is away.
@@ -38,6 +42,16 @@ const MAX_SCOUTS: usize = 8;
 pub const SCOUT_PORTS: std::ops::Range<u16> = 16384..32768;
 /// Between two mappings that were made in one burst lie less than so many of other users'.
 const STALE_STEPS: i32 = 16;
+/// A counter that was looked at so short a time ago needs no survey: a watch looks every 25 ms, and its answers take a round trip.
+const WATCHED: Duration = Duration::from_millis(250);
+/// Random ports remembered, to see whether they come from one block.
+const MAX_RANDOM_PORTS: usize = 64;
+/// A hold asks so many questions at most: more are sure to be in one burst no longer.
+const HOLD_QUESTIONS: usize = 7;
+/// More mappings of others than this between two questions of a hold, and its port is not known well enough to be shot at.
+const MOST_BETWEEN: i64 = 8;
+/// An answer to the filter's question that is not there so long after one from where it was asked is not on its way any more.
+const FILTERED_AFTER: Duration = Duration::from_millis(30);
 /// Names are asked for again after this long where they gave nothing.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -52,10 +66,11 @@ pub struct Client {
     scouts: Vec<Survey>,
     /// The latest reading of the NAT from a survey that was complete enough.
     nat: Nat,
-    /// The port that the NAT gave out last, when, and how many of our own mappings came since.
-    counter: Option<(Instant, u16)>,
-    own_mappings: u32,
-    cross_traffic: Option<f64>,
+    counter: Counter,
+    /// Every mapping that we made, whoever asked for it.
+    made: Made,
+    /// Random ports that the NAT gave out.
+    random: VecDeque<u16>,
     transmits: VecDeque<Transmit>,
     actions: VecDeque<Action>,
     resolve_again: Option<Instant>,
@@ -66,6 +81,10 @@ struct Server {
     addresses: Vec<IpAddr>,
 }
 
+/// A hold's packets ended before they came to the NAT whose ports count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooShort;
+
 /// What a call reports of the NAT.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
@@ -74,8 +93,9 @@ pub struct View {
     pub filtering: Filtering,
     pub allocation: Allocation,
     pub age: Duration,
-    /// Mappings per 1,000 s.
-    pub cross_traffic: u32,
+    pub cross_traffic: Option<Rate>,
+    /// The ports that the NAT gives out, as far as they were seen to have ends.
+    pub range: Option<(u16, u16)>,
     /// Whether an unused socket's first mapping keeps its port.
     pub fresh_preserves: bool,
 }
@@ -101,9 +121,9 @@ impl Client {
             filter: None,
             scouts: Vec::new(),
             nat: Nat::default(),
-            counter: None,
-            own_mappings: 0,
-            cross_traffic: None,
+            counter: Counter::default(),
+            made: Made::default(),
+            random: VecDeque::new(),
             transmits: VecDeque::new(),
             actions: VecDeque::new(),
             resolve_again: None,
@@ -118,19 +138,19 @@ impl Client {
         self.main_port = main_port;
         self.own = own.to_vec();
         self.nat = Nat::default();
-        self.counter = None;
-        self.cross_traffic = None;
+        self.counter = Counter::default();
+        self.random.clear();
         let targets = self.targets();
         let questions: Vec<_> = targets.iter().map(|target| (*target, Reply::Same)).collect();
-        self.note_mappings(questions.len());
         self.main = Some(Survey::new(now, SocketId::MAIN_V4, main_port, &questions, &mut self.rng));
         if let Some(last) = targets.iter().rev().find(|target| target.protocol == Protocol::Dudp) {
             let port = self.scout_port();
             let last = targets.iter().find(|target| target.address.ip() == last.address.ip()).unwrap_or(last);
             let second = targets.iter().find(|target| target.address.ip() == last.address.ip() && *target != last);
+            // By address, a second look at the same server shows no other mapping; one at another server does.
+            let elsewhere = targets.iter().find(|target| target.address.ip() != last.address.ip());
             let mut questions: Vec<_> =
-                [Some(last), second].into_iter().flatten().map(|at| (*at, Reply::Same)).collect();
-            self.note_mappings(questions.len());
+                [Some(last), second, elsewhere].into_iter().flatten().map(|at| (*at, Reply::Same)).collect();
             questions.extend([(*last, Reply::OtherPort), (*last, Reply::OtherAddress)]);
             self.actions.push_back(Action::OpenSocket { id: scout, port });
             self.filter = Some(Survey::new(now, scout, port, &questions, &mut self.rng));
@@ -141,22 +161,103 @@ impl Client {
     /// Surveys from the main socket again, keeping what is known until there is something newer.
     pub fn again(&mut self, now: Instant) {
         let questions: Vec<_> = self.targets().iter().map(|target| (*target, Reply::Same)).collect();
-        self.main = Some(Survey::new(now, SocketId::MAIN_V4, self.main_port, &questions, &mut self.rng));
+        let survey = Survey::new(now, SocketId::MAIN_V4, self.main_port, &questions, &mut self.rng);
+        self.main = Some(survey.again());
         self.handle_timeout(now);
     }
 
-    /// Surveys from a new socket; the caller owns the socket from then on. `false`: there are enough of them.
-    pub fn scout(&mut self, now: Instant, socket: SocketId) -> bool {
-        if self.scouts.len() >= MAX_SCOUTS {
-            return false;
+    /// Surveys from a new socket; the caller owns the socket from then on. Gives how many mappings that may
+    /// make; 0: there are enough of them.
+    pub fn scout(&mut self, now: Instant, socket: SocketId) -> u32 {
+        let targets = self.targets();
+        self.add_scout(now, socket, &targets, |survey, _| survey)
+    }
+
+    /// Watches the counter from a new socket for a fifth of a second, a look every 25 ms.
+    pub fn watch(&mut self, now: Instant, socket: SocketId) -> u32 {
+        let targets = self.fresh_targets(usize::MAX);
+        self.add_scout(now, socket, &targets, |survey, _| survey.spread())
+    }
+
+    /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops.
+    /// [`Client::held`] tells the ports, once it is ready.
+    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8) -> u32 {
+        let targets = self.fresh_targets(HOLD_QUESTIONS);
+        if targets.len() < 2 || to.is_empty() {
+            return 0;
+        }
+        let made = self.add_scout(now, socket, &targets, |survey, rng| survey.hold(to, ttl, rng));
+        if made == 0 { 0 } else { made + to.len() as u32 }
+    }
+
+    fn add_scout(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        targets: &[Target],
+        shape: impl FnOnce(Survey, &mut ChaCha20Rng) -> Survey,
+    ) -> u32 {
+        if self.scouts.len() >= MAX_SCOUTS || targets.is_empty() {
+            return 0;
         }
         let port = self.scout_port();
-        let questions: Vec<_> = self.targets().iter().map(|target| (*target, Reply::Same)).collect();
+        let questions: Vec<_> = targets.iter().map(|target| (*target, Reply::Same)).collect();
         self.actions.push_back(Action::OpenSocket { id: socket, port });
-        self.note_mappings(questions.len());
-        self.scouts.push(Survey::new(now, socket, port, &questions, &mut self.rng));
+        let survey = Survey::new(now, socket, port, &questions, &mut self.rng);
+        self.scouts.push(shape(survey, &mut self.rng));
         self.handle_timeout(now);
-        true
+        questions.len() as u32
+    }
+
+    /// Servers' sockets, each of which shows a new socket another mapping of a NAT of this kind, by turns at each address.
+    fn fresh_targets(&self, most: usize) -> Vec<Target> {
+        let by_address = self.nat.mapping == Mapping::AddressDependent;
+        let all = self.all_targets();
+        let mut ips: Vec<IpAddr> = Vec::new();
+        for target in &all {
+            if !ips.contains(&target.address.ip()) {
+                ips.push(target.address.ip());
+            }
+        }
+        let at =
+            |ip: &IpAddr, nth: usize| all.iter().filter(move |target| target.address.ip() == *ip).nth(nth).copied();
+        let rounds = if by_address { 1 } else { DISCOVERY_PORTS.len() };
+        let ips = &ips[..ips.len().min(MAX_ADDRESSES)];
+        (0..rounds).flat_map(|nth| ips.iter().filter_map(move |ip| at(ip, nth))).take(most).collect()
+    }
+
+    /// The mappings that the hold from `socket` made; `Err`: its packets ended before the NAT that counts.
+    pub fn held(&self, socket: SocketId) -> Result<Vec<Hold>, TooShort> {
+        let Some(scout) = self.scouts.iter().find(|scout| scout.socket == socket) else { return Ok(Vec::new()) };
+        let step = i64::from(self.counter.step());
+        let count = |made: Made| made.counted(self.nat.mapping, self.nat.allocation) as i64;
+        let looks: Vec<Observation> = scout.looks().filter(|seen| !self.keeps(seen)).collect();
+        let (mut holds, mut short) = (Vec::new(), 0);
+        for shot in scout.shots() {
+            let Some(made) = shot.made.map(count) else { continue };
+            // By address, all shots but the first share its mapping.
+            let made = if self.nat.mapping == Mapping::AddressDependent {
+                scout.shots().iter().filter_map(|shot| shot.made).map(count).min().unwrap_or(made)
+            } else {
+                made
+            };
+            let before = looks.iter().rfind(|seen| count(seen.made) < made);
+            let after = looks.iter().find(|seen| count(seen.made) > made);
+            let (Some(before), Some(after)) = (before, after) else { continue };
+            if step == 0 {
+                continue;
+            }
+            let own = count(after.made) - count(before.made);
+            let others = self.counter.steps_between(before.public.port(), after.public.port()) - own;
+            if others < 0 {
+                short += 1;
+            } else if others <= MOST_BETWEEN {
+                let first = self.counter.port_after(before.public.port(), made - count(before.made));
+                let last = self.counter.port_after(first, others);
+                holds.push(Hold { first, last, to: shot.to.port() });
+            }
+        }
+        if holds.is_empty() && short > 0 { Err(TooShort) } else { Ok(holds) }
     }
 
     /// A scout's owner needs no answers any more.
@@ -170,9 +271,36 @@ impl Client {
         SCOUT_PORTS.start + (self.rng.next_u32() % width) as u16
     }
 
-    /// We made `count` mappings besides the surveys' own: they are not other users'.
-    pub fn note_mappings(&mut self, count: usize) {
-        self.own_mappings = self.own_mappings.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+    /// We made mappings besides the surveys' own: they are not other users'.
+    pub fn note_mappings(&mut self, made: Made) {
+        self.made.sockets += made.sockets;
+        self.made.by_address += made.by_address;
+        self.made.by_port += made.by_port;
+    }
+
+    fn counted(&self, made: Made) -> u64 {
+        made.counted(self.nat.mapping, self.nat.allocation)
+    }
+
+    /// Whether that mapping took no port of the NAT's sequence.
+    fn keeps(&self, seen: &Observation) -> bool {
+        matches!(self.nat.allocation, Allocation::SecondPriority { .. }) && seen.is_kept()
+    }
+
+    /// The counter as it stands now: the port that was given out last, to us or by our own doing, and when it was seen.
+    pub fn position(&self) -> Option<(u16, Instant)> {
+        let last = self.counter.last()?;
+        let own = self.counted(self.made).saturating_sub(last.own + 1);
+        Some((self.counter.port_after(last.port, i64::try_from(own).unwrap_or(0)), last.at))
+    }
+
+    pub fn counter(&self) -> &Counter {
+        &self.counter
+    }
+
+    /// Whether the counter was looked at a moment ago, so that a call needs no survey.
+    pub fn is_watched(&self, now: Instant) -> bool {
+        self.moves() && self.counter.last().is_some_and(|look| now.since(look.at) <= WATCHED)
     }
 
     pub fn is_configured(&self) -> bool {
@@ -203,6 +331,11 @@ impl Client {
         self.main.as_ref().map(|survey| now.since(survey.started))
     }
 
+    /// Whether there may be a NAT in front of us that a new socket would be seen through.
+    pub fn may_be_behind_nat(&self) -> bool {
+        self.is_configured() && self.nat.mapping != Mapping::None
+    }
+
     /// Whether ports move, so that each hard call needs a scout.
     pub fn moves(&self) -> bool {
         matches!(self.nat.mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent)
@@ -214,7 +347,7 @@ impl Client {
     pub fn main_is_stale(&self) -> bool {
         let step = self.nat.allocation.step().unwrap_or(1);
         let last = |survey: &Option<Survey>| {
-            let seen = survey.as_ref().and_then(|survey| survey.observations().filter(|seen| !is_kept(seen)).last());
+            let seen = survey.as_ref().and_then(|survey| survey.observations().filter(|seen| !seen.is_kept()).last());
             seen.map(|seen| i32::from(seen.public.port()))
         };
         match (last(&self.main), last(&self.filter)) {
@@ -228,18 +361,27 @@ impl Client {
         let survey = self.scouts.iter().find(|scout| scout.socket == socket).or(self.main.as_ref());
         let own_tuple = survey.and_then(|survey| survey.observations().last()).map(|seen| (seen.public, seen.sent));
         // Where ports move, the next one follows the one that was given out last, to whichever socket.
-        let tuple = match (self.moves(), self.counter, own_tuple) {
-            (true, Some((at, port)), Some((public, _))) => Some((SocketAddr::new(public.ip(), port), at)),
+        let tuple = match (self.moves(), self.position(), own_tuple) {
+            (true, Some((port, at)), Some((public, _))) => Some((SocketAddr::new(public.ip(), port), at)),
             _ => own_tuple,
         };
         View {
             tuple: tuple.map(|(public, _)| public),
             mapping: self.nat.mapping,
-            filtering: self.filtering(),
+            filtering: self.filtering(now),
             allocation: self.nat.allocation,
             age: tuple.map_or(Duration::ZERO, |(_, at)| now.since(at)),
-            cross_traffic: (self.cross_traffic.unwrap_or(0.0) * 1000.0) as u32,
+            cross_traffic: self.counter.rate(),
+            range: self.range(),
             fresh_preserves: self.fresh_preserves(),
+        }
+    }
+
+    /// The ports that the NAT gives out, as far as they were seen to have ends.
+    fn range(&self) -> Option<(u16, u16)> {
+        match self.nat.allocation {
+            Allocation::Random => nat::block(&self.random.iter().copied().collect::<Vec<_>>()),
+            _ => self.counter.range(),
         }
     }
 
@@ -248,21 +390,27 @@ impl Client {
         first.is_some_and(|seen| seen.public.port() == seen.local_port)
     }
 
-    fn filtering(&self) -> Filtering {
+    /// What the NAT lets in, as far as it can be told by `now`: silence beside an answer says enough for an order of what is
+    /// tried, long before the last repetition is over.
+    fn filtering(&self, now: Instant) -> Filtering {
         let Some(filter) = &self.filter else { return Filtering::Unknown };
         let asked = |reply| filter.queries().iter().find(|query| query.reply == reply).map(|query| query.outcome);
-        let alive = matches!(asked(Reply::Same), Some(Outcome::Answered { .. }));
+        let answered = filter.first_answer();
+        let silent = |outcome| match outcome {
+            Some(Outcome::Silent) => answered.is_some(),
+            Some(Outcome::Waiting) => answered.is_some_and(|at| now.since(at) >= FILTERED_AFTER),
+            Some(Outcome::Answered { .. }) | None => false,
+        };
         match (asked(Reply::OtherAddress), asked(Reply::OtherPort)) {
             (Some(Outcome::Answered { reply: Reply::OtherAddress, .. }), _) => Filtering::EndpointIndependent,
-            (Some(Outcome::Silent), Some(Outcome::Answered { reply: Reply::OtherPort, .. })) => {
-                Filtering::AddressDependent
-            }
-            (_, Some(Outcome::Silent)) if alive => Filtering::AddressAndPortDependent,
+            // Where the server has no other address, address-dependent filtering is what is certain.
+            (_, Some(Outcome::Answered { reply: Reply::OtherPort, .. })) => Filtering::AddressDependent,
+            (_, port) if silent(port) => Filtering::AddressAndPortDependent,
             _ => Filtering::Unknown,
         }
     }
 
-    fn targets(&self) -> Vec<Target> {
+    fn all_targets(&self) -> Vec<Target> {
         let mut all: Vec<Target> = Vec::new();
         for server in &self.servers {
             for ip in server.addresses.iter().filter(|ip| ip.is_ipv4()) {
@@ -274,6 +422,11 @@ impl Client {
                 all.extend(ports.iter().map(|port| Target { address: SocketAddr::new(*ip, *port), protocol }));
             }
         }
+        all
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let all = self.all_targets();
         let mut ips: Vec<IpAddr> = Vec::new();
         for target in &all {
             if !ips.contains(&target.address.ip()) {
@@ -303,12 +456,8 @@ impl Client {
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> bool {
         let surveys = self.main.iter_mut().chain(&mut self.filter).chain(&mut self.scouts);
         for survey in surveys {
-            let before = survey.is_ready(now);
             if survey.handle_datagram(now, datagram) {
-                let became_ready = !before && survey.is_ready(now);
-                if became_ready {
-                    self.read();
-                }
+                self.read(now);
                 return true;
             }
         }
@@ -316,14 +465,17 @@ impl Client {
     }
 
     /// Reads the NAT anew from all that was observed.
-    fn read(&mut self) {
-        let surveys = || self.main.iter().chain(&self.scouts);
-        let latest =
-            surveys().filter(|survey| survey.observations().next().is_some()).max_by_key(|survey| survey.started);
+    fn read(&mut self, now: Instant) {
+        let surveys = || self.main.iter().chain(&self.filter).chain(&self.scouts);
+        let looks: Vec<Observation> = surveys().flat_map(Survey::looks).collect();
+        // One socket's whole view tells the mapping: the latest that is complete, and the others' ports with it the step.
+        let whole = self.main.iter().chain(&self.scouts).filter(|survey| survey.is_ready(now));
+        let latest = whole.filter(|survey| survey.observations().next().is_some()).max_by_key(|survey| survey.started);
         if let Some(survey) = latest {
-            let observations: Vec<_> = survey.observations().collect();
-            let nat = Nat::classify(&observations, &self.own);
-            if nat.mapping != Mapping::Unknown || self.nat.mapping == Mapping::Unknown {
+            let main: Vec<_> = survey.observations().collect();
+            let nat = Nat::classify(&main, if looks.is_empty() { &main } else { &looks }, &self.own);
+            let known = nat.mapping != Mapping::Unknown && nat.allocation != Allocation::Unknown;
+            if known || self.nat.mapping == Mapping::Unknown {
                 self.nat = nat;
             }
         }
@@ -333,17 +485,31 @@ impl Client {
         {
             self.nat.allocation = Allocation::SecondPriority { step };
         }
-        let Some(step) = self.nat.allocation.step() else { return };
-        let all = surveys().chain(&self.filter).flat_map(Survey::observations);
-        // The last one sent among those that the NAT masqueraded; of equal times the one later in order.
-        let last = all.filter(|seen| !is_kept(seen)).max_by_key(|seen| seen.sent);
-        let Some(last) = last else { return };
-        let reading = (last.sent, last.public.port());
-        if let Some(before) = self.counter.filter(|before| before.0 < reading.0) {
-            self.cross_traffic = cross_traffic(step, before, reading, self.own_mappings);
-            self.own_mappings = 0;
+        match self.nat.allocation {
+            Allocation::Sequential { step } | Allocation::SecondPriority { step } => self.look(step, &looks),
+            Allocation::Random => {
+                for port in looks.iter().map(|seen| seen.public.port()) {
+                    if !self.random.contains(&port) {
+                        self.random.push_back(port);
+                    }
+                }
+                self.random.drain(..self.random.len().saturating_sub(MAX_RANDOM_PORTS));
+            }
+            Allocation::Preserving | Allocation::Unknown => {}
         }
-        self.counter = Some(reading);
+    }
+
+    fn look(&mut self, step: i32, looks: &[Observation]) {
+        self.counter.set_step(step);
+        let stale = self.main_is_stale();
+        for seen in looks {
+            // An earlier run's mappings tell nothing of where the counter is.
+            if self.keeps(seen) || (stale && seen.local_port == self.main_port) {
+                continue;
+            }
+            let own = self.counted(seen.made);
+            self.counter.handle_look(Look { at: seen.sent, port: seen.public.port(), own });
+        }
     }
 
     /// A name was resolved, or (no addresses) could not be. `true`: there are servers now that were not there before.
@@ -378,11 +544,12 @@ impl Client {
         }
         let mut became_ready = false;
         for survey in self.main.iter_mut().chain(&mut self.filter).chain(&mut self.scouts) {
-            self.transmits.extend(survey.handle_timeout(now));
-            became_ready |= survey.is_ready(now);
+            let before = survey.is_ready(now);
+            self.transmits.extend(survey.handle_timeout(now, &mut self.made));
+            became_ready |= !before && survey.is_ready(now);
         }
         if became_ready {
-            self.read();
+            self.read(now);
         }
         if self.filter.as_ref().is_some_and(Survey::is_finished) {
             // The answers stay; the socket has served.
@@ -423,7 +590,7 @@ impl Client {
     }
 
     /// What is known of the NAT, with the observations behind it.
-    pub fn nat(&self) -> snapshot::Nat {
+    pub fn nat(&self, now: Instant) -> snapshot::Nat {
         let surveys = self.main.iter().chain(&self.filter).chain(&self.scouts);
         let observations = surveys.flat_map(|survey| {
             survey.queries().iter().filter(|query| query.outcome != Outcome::Waiting).map(|query| {
@@ -457,7 +624,7 @@ impl Client {
                 Mapping::AddressAndPortDependent => snapshot::Behaviour::AddressAndPortDependent,
                 Mapping::Unknown => snapshot::Behaviour::Unknown,
             },
-            filtering: match self.filtering() {
+            filtering: match self.filtering(now) {
                 Filtering::EndpointIndependent if no_nat => snapshot::Behaviour::None,
                 Filtering::EndpointIndependent => snapshot::Behaviour::EndpointIndependent,
                 Filtering::AddressDependent => snapshot::Behaviour::AddressDependent,
@@ -471,7 +638,7 @@ impl Client {
                 Allocation::Unknown => snapshot::Allocation::Unknown,
             },
             delta: self.nat.allocation.step(),
-            cross_traffic_per_s: self.cross_traffic,
+            cross_traffic_per_s: self.counter.rate().map(|rate| rate.per_s),
             public: self.nat.public.clone(),
             port_mapping: snapshot::PortMapping::None,
             second_priority: (self.nat.mapping != Mapping::Unknown)
@@ -479,11 +646,6 @@ impl Client {
             observations: observations.collect(),
         }
     }
-}
-
-/// Whether the NAT kept the local port.
-fn is_kept(seen: &Observation) -> bool {
-    seen.public.port() == seen.local_port
 }
 
 fn host(spec: &Discovery) -> &Host {

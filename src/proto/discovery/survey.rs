@@ -1,7 +1,16 @@
-//! One survey: the same questions from one socket to several servers, in an order that tells the kinds of NAT apart.
+//! One survey: questions from one socket to several servers, in an order that tells the kinds of NAT apart.
 //!
-//! Address 1 port 1, address 1 port 2, address 2 port 1, address 2 port 2, sent in one go so that the NAT makes its mappings in
-//! that order with as little of other users' traffic between them as can be; then each again until it is answered.
+//! ```text
+//! all at once   address 1 port 1, address 1 port 2, address 2 port 1, address 2 port 2     the mapping, the step
+//! spread        a question every 25 ms                                                     the counter, as others move it on
+//! a hold        question, shot, question, shot, question                                   the port that a shot was given
+//! ```
+//!
+//! What is sent at once gives the NAT no time for other users between, so it makes its mappings in that order. A hold is how
+//! a member learns the public port of a mapping that no server ever sees: its shot at the peer, with a time to live that
+//! ends on the way, lies between two questions, so the port lies between the two that the servers saw.
+//!
+//! Each question is repeated until it is answered, but for those of a spread one: there the next comes soon enough.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +19,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::RngCore;
 
 use super::{PubInfo, Reply, Start};
-use crate::proto::nat::Observation;
+use crate::proto::nat::{Made, Observation};
 use crate::proto::{Instant, SocketId, Transmit, stun};
 
 /// How one asks a server.
@@ -36,7 +45,20 @@ pub struct Query {
     pub first_sent: Instant,
     last_sent: Instant,
     tries: u32,
+    made: Made,
     pub outcome: Outcome,
+}
+
+/// A mapping made towards the peer, between two questions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shot {
+    pub to: SocketAddr,
+    /// Sent right after the question with this number.
+    pub after: usize,
+    pub ttl: u8,
+    transaction: [u8; 8],
+    /// What we had made before it; `None`: not sent yet.
+    pub made: Option<Made>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,12 +85,20 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Where no answer came at all, the answer that matters is that there is none.
 const GIVE_UP: Duration = Duration::from_millis(1500);
 
+/// Between two questions of a spread survey: at 300 mappings a second of others, seven of them.
+const SPREAD: Duration = Duration::from_millis(25);
+
 /// One socket's questions.
 #[derive(Clone, Debug)]
 pub struct Survey {
     pub socket: SocketId,
     pub local_port: u16,
     pub started: Instant,
+    /// Whether its socket had sent to none of the servers before, so that each answer shows a new mapping.
+    fresh: bool,
+    tries: u32,
+    shots: Vec<Shot>,
+    first_answer: Option<Instant>,
     last_answer: Option<Instant>,
     /// Ready because the wait for more was over.
     waited: bool,
@@ -95,11 +125,65 @@ impl Survey {
                     first_sent: now,
                     last_sent: now,
                     tries: 0,
+                    made: Made::default(),
                     outcome: Outcome::Waiting,
                 }
             })
             .collect();
-        Self { socket, local_port, started: now, last_answer: None, waited: false, queries }
+        let (fresh, tries, shots) = (true, TRIES, Vec::new());
+        Self {
+            socket,
+            local_port,
+            started: now,
+            fresh,
+            tries,
+            shots,
+            first_answer: None,
+            last_answer: None,
+            waited: false,
+            queries,
+        }
+    }
+
+    /// The socket has sent to these servers before: the answers show mappings that were made then.
+    pub fn again(mut self) -> Self {
+        self.fresh = false;
+        self
+    }
+
+    /// A question every [`SPREAD`], each once.
+    pub fn spread(mut self) -> Self {
+        for (query, nth) in self.queries.iter_mut().zip(0..) {
+            query.first_sent = self.started + SPREAD * nth;
+        }
+        self.tries = 1;
+        self
+    }
+
+    /// With shots between the questions, as evenly as can be: before the first shot there is a question that uses up a first
+    /// mapping, and one that is looked at.
+    pub fn hold(mut self, shots: &[SocketAddr], ttl: u8, rng: &mut ChaCha20Rng) -> Self {
+        // With two questions only, all shots lie between them.
+        let first = if self.queries.len() > 2 { 1 } else { 0 };
+        let places = self.queries.len().saturating_sub(first + 1).max(1);
+        let shot = |(nth, to): (usize, &SocketAddr)| Shot {
+            to: *to,
+            after: first + nth * places.min(shots.len()) / shots.len(),
+            ttl,
+            transaction: rng.next_u64().to_be_bytes(),
+            made: None,
+        };
+        self.shots = shots.iter().enumerate().map(shot).collect();
+        self
+    }
+
+    /// When the first answer came.
+    pub fn first_answer(&self) -> Option<Instant> {
+        self.first_answer
+    }
+
+    pub fn shots(&self) -> &[Shot] {
+        &self.shots
     }
 
     pub fn queries(&self) -> &[Query] {
@@ -136,9 +220,15 @@ impl Survey {
                 local_port: self.local_port,
                 public,
                 sent: query.first_sent,
+                made: query.made,
             }),
             Outcome::Waiting | Outcome::Silent => None,
         })
+    }
+
+    /// What was seen of mappings that this survey made.
+    pub fn looks(&self) -> impl Iterator<Item = Observation> + '_ {
+        self.observations().filter(|_| self.fresh)
     }
 
     /// `true`: the datagram answered one of our questions.
@@ -157,34 +247,73 @@ impl Survey {
         }
         // After a second try the round trip is not known: it counts from the last one.
         query.outcome = Outcome::Answered { public, rtt: now.since(query.last_sent), reply };
+        self.first_answer.get_or_insert(now);
         self.last_answer = Some(now);
         true
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = self.queries.iter().filter(|query| query.outcome == Outcome::Waiting).map(Query::due);
-        due.chain(self.ready_at()).min()
+        let waiting = self.queries.iter().filter(|query| query.outcome == Outcome::Waiting);
+        waiting.map(Query::due).chain(self.ready_at()).min()
     }
 
-    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Transmit> {
+    /// What is due. `made` is counted on with each new mapping.
+    pub fn handle_timeout(&mut self, now: Instant, made: &mut Made) -> Vec<Transmit> {
         let mut out = Vec::new();
         self.waited |= self.is_ready(now);
-        for query in &mut self.queries {
+        for at in 0..self.queries.len() {
+            let query = &self.queries[at];
             if query.outcome != Outcome::Waiting || now < query.due() {
                 continue;
             }
-            if query.tries == TRIES {
-                query.outcome = Outcome::Silent;
+            if query.tries == self.tries {
+                self.queries[at].outcome = Outcome::Silent;
                 continue;
             }
-            if query.tries == 0 {
-                query.first_sent = now;
+            let first = query.tries == 0;
+            let before = *made;
+            if first {
+                self.count(at, made);
+            }
+            let query = &mut self.queries[at];
+            if first {
+                (query.first_sent, query.made) = (now, before);
             }
             query.tries += 1;
             query.last_sent = now;
-            out.push(Transmit { socket: self.socket, to: query.target.address, ttl: None, payload: query.encode() });
+            let (to, payload) = (query.target.address, query.encode());
+            out.push(Transmit { socket: self.socket, to, ttl: None, payload });
+            if first {
+                self.shoot(at, made, &mut out);
+            }
         }
         out
+    }
+
+    /// Whether the question makes a new mapping, by each of the three ways.
+    fn count(&self, at: usize, made: &mut Made) {
+        let to = self.queries[at].target.address;
+        let earlier = || self.queries[..at].iter().filter(|query| query.tries > 0).map(|query| query.target.address);
+        if self.fresh {
+            made.sockets += u64::from(earlier().next().is_none());
+            made.by_address += u64::from(earlier().all(|address| address.ip() != to.ip()));
+            made.by_port += u64::from(earlier().all(|address| address != to));
+        }
+    }
+
+    /// The shots that come after question `at`.
+    fn shoot(&mut self, at: usize, made: &mut Made, out: &mut Vec<Transmit>) {
+        let mut earlier = self.shots.iter().any(|shot| shot.made.is_some());
+        for shot in self.shots.iter_mut().filter(|shot| shot.after == at && shot.made.is_none()) {
+            shot.made = Some(*made);
+            // All go to one address.
+            made.by_address += u64::from(!earlier);
+            made.by_port += 1;
+            earlier = true;
+            // Anything serves: it ends on the way.
+            let payload = Start { transaction: shot.transaction, reply: Reply::Same }.encode();
+            out.push(Transmit { socket: self.socket, to: shot.to, ttl: Some(shot.ttl), payload });
+        }
     }
 }
 

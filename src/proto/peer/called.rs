@@ -1,13 +1,15 @@
 //! Our side of a call that the peer places: taken or refused, and answered (patent \[0063\] to \[0068\]).
 
-use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, Parties, SHORTEST_ROUND};
+use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, SHORTEST_ROUND, UPDATE};
+use super::punching::{Parties, Sockets};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
 use crate::proto::action::Drop;
 use crate::proto::context::Local;
+use crate::proto::introduction::Via;
 use crate::proto::message_control::{self, Abort, Answer, CallId, Reason};
 use crate::proto::noise::{INITIATION_LEN, Received};
 use crate::proto::plan;
-use crate::proto::punch::{self, Role};
+use crate::proto::punch::Role;
 use crate::proto::{Instant, SocketId};
 
 /// A call of the peer's that crossed with our own is ignored for so long after ours was answered: what a datagram may have
@@ -15,18 +17,26 @@ use crate::proto::{Instant, SocketId};
 const CROSSED: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A peer's calls are answered at most this often: each costs volleys, at addresses that the caller names.
-const CALL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+const CALL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(150);
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
 /// volley lets the caller's in.
-const COMPUTING: std::time::Duration = std::time::Duration::from_millis(10);
+pub(super) const COMPUTING: std::time::Duration = std::time::Duration::from_millis(10);
 
 impl Peer {
-    /// Something that the peer had a server pass to us.
-    pub fn handle_passed(&mut self, now: Instant, local: &mut Local, server: usize, passed: &[u8]) -> Result<(), Drop> {
+    /// Something that the peer had a server, or another member, pass to us.
+    pub fn handle_passed(&mut self, now: Instant, local: &mut Local, via: Via, passed: &[u8]) -> Result<(), Drop> {
         match passed.split_first() {
-            Some((&CALL, rest)) => self.handle_call(now, local, server, passed, rest),
-            Some((&ANSWER, rest)) => self.handle_answer(now, local, rest),
+            Some((&CALL, rest)) => self.handle_call(now, local, via, passed, rest),
+            Some((&ANSWER, rest)) => {
+                let introduced = std::mem::replace(&mut self.introduced, words::introduced(local, via));
+                let outcome = self.handle_answer(now, local, via, rest);
+                if outcome.is_err() {
+                    self.introduced = introduced;
+                }
+                outcome
+            }
+            Some((&UPDATE, rest)) => self.handle_update(now, local, rest),
             Some((&ABORT, rest)) => self.handle_abort(now, local, rest),
             _ => Err(Drop::Malformed),
         }
@@ -36,14 +46,14 @@ impl Peer {
         &mut self,
         now: Instant,
         local: &mut Local,
-        server: usize,
+        via: Via,
         passed: &[u8],
         rest: &[u8],
     ) -> Result<(), Drop> {
         if let Some(answered) = self.answered.as_ref().filter(|answered| answered.passed == passed) {
             // A repetition, because our answer was lost or is late.
             let answer = answered.answer.clone();
-            self.pass(now, local, server, answer);
+            self.pass(now, local, via, answer);
             return Ok(());
         }
         if let Call::Surveying { purpose: Purpose::Answer(incoming), .. } = &self.call
@@ -63,9 +73,13 @@ impl Peer {
             return Err(Drop::Replayed);
         }
         let call = received.exports.call.open(sealed).ok_or(Drop::Unauthentic)?;
-        let call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
+        let mut call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
+        if let Via::Member { delay, .. } = via {
+            // The caller meant another way. An introducer that lies can make us late, which it could by waiting; not early.
+            call.report.server_delay = call.report.server_delay.max(delay.min(LONGEST_ROUND));
+        }
         if !self.config.calls.answers() {
-            return self.refuse(now, local, server, passed, received, (call.id, Reason::Unwilling));
+            return self.refuse(now, local, via, passed, received, (call.id, Reason::Unwilling));
         }
         if self.has_precedence(now, local) {
             return Ok(());
@@ -73,7 +87,10 @@ impl Peer {
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
-        let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, server };
+        // Who calls beside a path has found that it broke.
+        self.broke |= self.paths.current().is_some();
+        let incoming =
+            Incoming { passed: passed.to_vec(), received, call, came: now, via, holds: Vec::new(), tries: 0 };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);
         Ok(())
@@ -97,7 +114,7 @@ impl Peer {
         &mut self,
         now: Instant,
         local: &mut Local,
-        server: usize,
+        via: Via,
         passed: &[u8],
         received: Received,
         (id, reason): (CallId, Reason),
@@ -106,32 +123,34 @@ impl Peer {
         let key = self.tunnel.refuse_initiation(now, received)?;
         let sealed = key.seal(&Abort { id, reason }.encode());
         let answer = [[ABORT].as_slice(), &index, &sealed].concat();
-        self.pass(now, local, server, answer.clone());
+        self.pass(now, local, via, answer.clone());
         self.answered = Some(Answered { passed: passed.to_vec(), answer, at: now });
         Ok(())
     }
 
-    fn pass(&self, now: Instant, local: &mut Local, server: usize, passed: Vec<u8>) {
-        if let Some(server) = local.servers.get_mut(server) {
-            server.forward(now, self.config.public_key, passed);
-        }
+    fn pass(&self, now: Instant, local: &mut Local, via: Via, passed: Vec<u8>) {
+        local.pass(now, via, self.config.public_key, passed);
     }
 
     /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent \[0067\]).
     pub(super) fn answer(&mut self, now: Instant, local: &mut Local, socket: SocketId, incoming: Incoming) {
-        let Incoming { passed, received, call, came, server } = incoming;
-        let (ours, fresh) = local.report(now, socket, server);
-        // Half of both round trips to the server: when the caller most likely has the answer.
+        let Incoming { passed, received, call, came, via, holds, .. } = incoming;
+        self.introduced = words::introduced(local, via);
+        let (mut ours, fresh) = local.report(now, socket, via);
+        ours.holds = holds;
+        ours.budget = self.budget(local).left();
+        // Half of both round trips to who passes the call: when the caller most likely has the answer.
         let until_start = (call.report.server_delay + ours.server_delay) / 2 + COMPUTING;
         let round = (until_start * 8).clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
-        let parties = Parties { id: call.id, role: Role::Called, caller: &call.report, called: &ours, terms };
-        let setup = parties.setup(local, self.spent, now + until_start, socket, fresh);
-        if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
+        let sockets = Sockets { reported: socket, fresh, watch: None };
+        let hard =
+            plan::plan(&call.report, &ours, &terms, &local.punch).rounds.first().is_some_and(plan::Round::is_hard);
+        if hard && !local.take_hard_turn(self.id) {
             self.end_sockets(local, socket, fresh);
             // A replay gets no abort, and needs none.
-            let _ = self.refuse(now, local, server, &passed, received, (call.id, Reason::Busy));
+            let _ = self.refuse(now, local, via, &passed, received, (call.id, Reason::Busy));
             self.pause(now, local, BUSY_REST);
             return;
         }
@@ -144,8 +163,9 @@ impl Peer {
         };
         let answer = Answer { id: call.id, report: ours.clone(), terms };
         let answer = [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat();
-        self.pass(now, local, server, answer.clone());
+        self.pass(now, local, via, answer.clone());
         self.answered = Some(Answered { passed, answer, at: now });
-        self.punch(now, local, setup, index, ours, call.report);
+        let parties = Parties { id: call.id, role: Role::Called, ours, theirs: call.report, terms, via };
+        self.punch(now, local, index, now + until_start, parties, sockets);
     }
 }

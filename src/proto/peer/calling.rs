@@ -5,26 +5,25 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{Call, Calling, ENDPOINT_FIRST, Peer, Punching, Purpose, Spent, words};
+use super::punching::{Parties, Sockets};
+use super::{Call, Calling, ENDPOINT_FIRST, Peer, Purpose, words};
 use crate::proto::action::{Drop, Event};
-use crate::proto::config::{self, Calls};
+use crate::proto::config::Calls;
 use crate::proto::context::Local;
-use crate::proto::discovery::survey::Protocol;
-use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report, Terms};
+use crate::proto::introduction::{Next, Passers, Via};
+use crate::proto::message_control::{self, Abort, Answer, Reason, Report};
 use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
-use crate::proto::plan::{self, Outlook};
-use crate::proto::probe::Ack;
-use crate::proto::punch::{self, Load, Punch, Role, Setup, Shot, Step};
-use crate::proto::snapshot::Method;
+use crate::proto::plan;
+use crate::proto::punch::Role;
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
-use crate::proto::wire::Dudp;
 use crate::proto::{Action, Instant, SocketId};
 
 /// What goes through the server begins with one of these.
 pub(super) const CALL: u8 = 1;
 pub(super) const ANSWER: u8 = 2;
 pub(super) const ABORT: u8 = 3;
+pub(super) const UPDATE: u8 = 4;
 
 /// How old a survey may be for a call: a NAT whose ports move gives out some more each second, one whose ports stay only
 /// moves when it is restarted.
@@ -39,8 +38,6 @@ const CALL_TRIES: u32 = 5;
 /// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
 pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// Between two tries of one call, for the caller.
-const AGAIN: Duration = Duration::from_millis(100);
 /// A peer that is not registered may be just starting; one that stays away calls by itself when it comes back, unless its
 /// owner forbids that.
 const ABSENT_REST: Duration = Duration::from_millis(300);
@@ -66,7 +63,7 @@ impl Peer {
             // The survey ends by its own deadlines, and whoever waits for it is looked at then.
             Call::Surveying { purpose: Purpose::Place, .. } => None,
             Call::Calling(calling) => Some(calling.due),
-            Call::Punching(punching) => punching.punch.poll_timeout(),
+            Call::Punching(punching) => punching.poll_timeout(),
         }
     }
 
@@ -74,8 +71,9 @@ impl Peer {
     pub fn waits_for_others(&self) -> bool {
         match self.call {
             Call::Surveying { .. } => true,
-            Call::Idle => self.wanted && self.paths.current().is_none(),
-            Call::Knocking { .. } | Call::Calling(_) | Call::Punching(_) | Call::Resting { .. } => false,
+            Call::Punching(ref punching) => punching.hold.is_some(),
+            Call::Idle => self.wanted && !self.is_settled(),
+            Call::Knocking { .. } | Call::Calling(_) | Call::Resting { .. } => false,
         }
     }
 
@@ -121,6 +119,10 @@ impl Peer {
 
     /// Begins to look for a path, where one is wanted and missing.
     fn begin(&mut self, now: Instant, local: &mut Local) {
+        if self.paths.is_suspect() {
+            self.on_suspect(now, local);
+            return;
+        }
         if !self.wanted || self.paths.current().is_some() {
             return;
         }
@@ -141,7 +143,7 @@ impl Peer {
         self.call_began.get_or_insert(now);
         local.step(&self.config.name, format!("shaking hands at the configured endpoint {remote}"));
         self.initiate(now, local, Way { socket: SocketId::main_for(&remote), remote });
-        let can_call = self.config.calls.may_call() && local.connected_server().is_some();
+        let can_call = self.config.calls.may_call() && local.passer(self.id).is_some();
         // Longer each time: a satellite's round trip is longer than the first wait.
         let wait = if can_call { ENDPOINT_FIRST * 2u32.pow(self.failures.min(4)) } else { REKEY_TIMEOUT };
         let wait = wait.min(REKEY_TIMEOUT);
@@ -149,10 +151,11 @@ impl Peer {
     }
 
     /// Surveys, where that is due, and then places a call.
-    fn begin_call(&mut self, now: Instant, local: &mut Local) {
+    pub(super) fn begin_call(&mut self, now: Instant, local: &mut Local) {
         let has_endpoint = !self.endpoints.is_empty();
         self.claims_hard = false;
-        if !self.config.calls.may_call() || local.servers.is_empty() {
+        let passer = local.passer(self.id);
+        if !self.config.calls.may_call() || (local.servers.is_empty() && passer.is_none()) {
             if let Some(name) = self.endpoint_name().filter(|_| !has_endpoint) {
                 let why = format!("the endpoint's name {name} could not be resolved; it is tried again");
                 self.fail(now, local, why, FIRST_REST);
@@ -172,7 +175,7 @@ impl Peer {
             }
             return;
         }
-        if local.connected_server().is_none() {
+        if passer.is_none() {
             self.why = Some("no rendezvous server answers, so there is nobody to pass a call".to_owned());
             if self.endpoint_name().is_some() || has_endpoint {
                 self.rest(now, local, FIRST_REST);
@@ -180,12 +183,11 @@ impl Peer {
             return;
         }
         if local.discovery.moves() {
-            if local.hard_call.is_some_and(|peer| peer != self.id) {
+            if !local.take_hard_turn(self.id) {
                 self.pause(now, local, TURN_REST);
                 return;
             }
             self.claims_hard = true;
-            local.hard_call = Some(self.id);
         }
         self.call_began.get_or_insert(now);
         if self.absent {
@@ -201,11 +203,24 @@ impl Peer {
         let moving = local.discovery.moves();
         let age = local.discovery.main_age(now);
         let stale = age.is_some_and(|age| age > if moving { FRESH_IF_MOVING } else { FRESH_IF_FIXED });
+        let mut purpose = purpose;
         let mut socket = SocketId::MAIN_V4;
-        // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
-        if (moving && (stale || self.main_was_used || local.discovery.main_is_stale())) || self.spent.probes > 0 {
+        if let Purpose::Answer(incoming) = &mut purpose
+            && moving
+            && let Some(hold) = self.begin_hold(now, local, incoming)
+        {
+            socket = hold;
+        } else if local.discovery.is_watched(now) {
+            // Where the counter is was seen a moment ago.
+        } else if (moving && (stale || self.main_was_used || local.discovery.main_is_stale()))
+            // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
+            || self.budget.as_ref().is_some_and(|budget| budget.probes() > 0)
+            || (self.broke && local.discovery.may_be_behind_nat())
+        {
             let scout = local.ids.next();
-            if local.discovery.scout(now, scout) {
+            let made = local.discovery.scout(now, scout);
+            if made > 0 {
+                self.budget(local).note_entries(made);
                 socket = scout;
             }
         } else if stale && local.discovery.is_ready(now, SocketId::MAIN_V4) {
@@ -226,21 +241,36 @@ impl Peer {
         if !waited && !local.discovery.is_ready(now, socket) {
             return;
         }
+        if matches!(purpose, Purpose::Place) && self.is_settled() {
+            // The path that was suspect answered meanwhile.
+            self.end_call(local, None);
+            return;
+        }
         match std::mem::replace(&mut self.call, Call::Idle) {
             Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket),
-            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => self.answer(now, local, socket, *incoming),
+            Call::Surveying { purpose: Purpose::Answer(mut incoming), .. } => {
+                match self.go_on_holding(now, local, socket, &mut incoming) {
+                    Some(socket) => {
+                        local.collect_discovery();
+                        self.call = Call::Surveying { socket, purpose: Purpose::Answer(incoming) };
+                    }
+                    None => self.answer(now, local, socket, *incoming),
+                }
+            }
             other => self.call = other,
         }
     }
 
     /// Sends the second tuple and the differential to the peer (patent \[0062\]).
     fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId) {
-        let Some(server) = local.connected_server() else {
+        let Some(passer) = local.passer(self.id) else {
             self.end_sockets(local, socket, None);
             self.rest(now, local, FIRST_REST);
             return;
         };
-        let (report, fresh) = local.report(now, socket, server);
+        let (mut report, fresh) = local.report(now, socket, passer);
+        report.budget = self.budget(local).left();
+        let watch = matches!(plan::port(&report), plan::Port::Moving(_)).then(|| self.watch(now, local)).flatten();
         let index = local.new_index(self.id);
         let wall = local.wall(now);
         let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
@@ -251,7 +281,19 @@ impl Peer {
         local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
         let due = now + retry_after(&report);
         let abort = keys.abort;
-        let calling = Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0 };
+        let calling = Calling {
+            id,
+            passed,
+            report,
+            socket,
+            fresh,
+            abort,
+            index,
+            due,
+            tries: 0,
+            passers: Passers::default(),
+            watch,
+        };
         self.call = Call::Calling(Box::new(calling));
         self.pass_call(now, local);
     }
@@ -259,8 +301,13 @@ impl Peer {
     fn pass_call(&mut self, now: Instant, local: &mut Local) {
         let Call::Calling(calling) = &mut self.call else { return };
         calling.tries += 1;
+        let mut has_server = false;
         for server in &mut local.servers {
-            server.forward(now, self.config.public_key, calling.passed.clone());
+            has_server |= server.forward(now, self.config.public_key, calling.passed.clone());
+        }
+        // Servers come first, for they are nobody's office. A server that is gone is noticed much later than a lost answer.
+        if !has_server || calling.tries > 1 {
+            self.ask_introducers(local);
         }
     }
 
@@ -270,31 +317,40 @@ impl Peer {
             calling.due = now + retry_after(&calling.report) * 3u32.pow(calling.tries) / 2u32.pow(calling.tries);
             self.pass_call(now, local);
         } else {
-            let why = "the call was passed on and not answered: the peer may be starting, or cut off";
-            self.fail(now, local, why.to_owned(), FIRST_REST);
+            let why = words::unanswered(local, &calling.passers);
+            self.fail(now, local, why, FIRST_REST);
         }
     }
 
-    /// A server does not know the peer.
-    pub fn handle_absent(&mut self, now: Instant, local: &mut Local) {
-        let Call::Calling(_) = &self.call else { return };
-        if local.servers.iter().filter(|server| server.is_connected()).count() > 1 {
-            // Another server may know it; if none does, the call's own time runs out.
+    /// A server, or another member, does not know the peer.
+    pub fn handle_absent(&mut self, now: Instant, local: &mut Local, via: Via) {
+        let Call::Calling(calling) = &mut self.call else { return };
+        let servers = local.servers.iter().filter(|server| server.is_connected()).count();
+        match calling.passers.note_absent(via, servers, &local.introducers, self.id) {
+            // If nobody knows it, the call's own time runs out.
+            Next::Wait => return,
+            Next::Ask => return self.ask_introducers(local),
+            Next::GiveUp => {}
+        }
+        if self.paths.current().is_some() {
+            // It may be about to tell the server where it is now.
+            self.pause(now, local, ABSENT_REST);
             return;
         }
-        let why = "the peer is not registered with the rendezvous server: it is off, cut off, or uses another server";
+        let Call::Calling(calling) = &self.call else { return };
+        let why = words::absent(local, &calling.passers);
         self.absent = true;
         if self.failures < 2 {
             // Two members that start at the same time are not news; the other one's call is on its way.
-            self.why = Some(why.to_owned());
+            self.why = Some(why);
             self.rest(now, local, ABSENT_REST);
         } else {
-            self.fail(now, local, why.to_owned(), ABSENT_REST);
+            self.fail(now, local, why, ABSENT_REST);
         }
         self.drive(now, local);
     }
 
-    pub(super) fn handle_answer(&mut self, now: Instant, local: &mut Local, rest: &[u8]) -> Result<(), Drop> {
+    pub(super) fn handle_answer(&mut self, now: Instant, local: &mut Local, via: Via, rest: &[u8]) -> Result<(), Drop> {
         let (response, sealed) = rest.split_at_checked(RESPONSE_LEN).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = &self.call else { return Err(Drop::Unknown) };
         let (id, index) = (calling.id, calling.index);
@@ -302,19 +358,19 @@ impl Peer {
         let answer = key.open(sealed).ok_or(Drop::Unauthentic)?;
         let answer = Answer::parse(&answer).filter(|answer| answer.id == id).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
-        let Calling { report, socket, fresh, .. } = *calling;
+        let Calling { report, socket, fresh, watch, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
-        let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms };
-        let setup = call.setup(local, self.spent, now, socket, fresh);
-        if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
-            self.end_sockets(local, socket, fresh);
+        let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO);
+        let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via };
+        let sockets = Sockets { reported: socket, fresh, watch };
+        if !self.punch(now, local, index, now, parties, sockets) {
             self.pause(now, local, TURN_REST);
             return Ok(());
         }
         self.absent = false;
-        self.punch(now, local, setup, index, report, answer.report);
+        self.hold_towards(now, local, &places);
         self.drive(now, local);
         Ok(())
     }
@@ -340,96 +396,16 @@ impl Peer {
         Ok(())
     }
 
-    pub(super) fn punch(
-        &mut self,
-        now: Instant,
-        local: &mut Local,
-        setup: Setup,
-        index: u32,
-        ours: Report,
-        theirs: Report,
-    ) {
-        local.step(&self.config.name, words::plan(&setup, &ours, &theirs));
-        self.main_was_used |= setup.reported == SocketId::MAIN_V4;
-        self.note_member();
-        self.punched_index = Some(index);
-        let punch = Punch::new(now, setup);
-        self.call = Call::Punching(Box::new(Punching { punch, index, ours, theirs }));
-        self.drive_punch(now, local);
-    }
-
-    fn drive_punch(&mut self, now: Instant, local: &mut Local) {
-        let Call::Punching(punching) = &mut self.call else { return };
-        let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
-        local.discovery.note_mappings(punching.punch.take_mappings());
-        let index = punching.index;
-        let expired = punching.punch.has_expired(now);
-        for step in steps {
-            self.carry_out(now, local, index, step);
-        }
-        if expired {
-            self.on_punch_expired(now, local);
-        }
-    }
-
-    fn carry_out(&mut self, now: Instant, local: &mut Local, index: u32, step: Step) {
-        match step {
-            Step::Open { socket, port } => local.act(Action::OpenSocket { id: socket, port }),
-            Step::Close(socket) => self.close_socket(local, socket),
-            Step::Shoot(Shot { socket, to, ttl, load }) => {
-                let payload = match load {
-                    Load::Ack { token, via } => {
-                        let body = Ack { token, via, chosen: false }.encode();
-                        self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body)
-                    }
-                    Load::Blank => Some(local.discovery.blank()),
-                };
-                if let Some(payload) = payload {
-                    local.send_with(Way { socket, remote: to }, ttl, payload);
-                }
-            }
-        }
-    }
-
-    fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
-        let Call::Punching(punching) = &self.call else { return };
-        if self.paths.current().is_some() {
-            self.end_call(local, None);
-            self.call_began = None;
-            self.spent = Spent::default();
-            return;
-        }
-        let elapsed = now.since(self.call_began.unwrap_or(now));
-        let poor = !matches!(punching.punch.outlook(), Outlook::Good);
-        let left = self.spent.probes.saturating_add(punching.punch.probes_used()) < local.punch.probes
-            && self.spent.sockets.saturating_add(punching.punch.sockets_used()) < local.punch.sockets;
-        if elapsed + LONGEST_ROUND < local.punch.timeout && left && !poor {
-            // The caller goes first, so that the two do not cross.
-            let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN * 6 };
-            let began = self.call_began;
-            self.end_call(local, None);
-            self.call_began = began;
-            self.call = Call::Resting { until: now + wait };
-            return;
-        }
-        let why = words::no_path(punching, self.spent);
-        // The patent's fail-over value ([0072]): the reported tuple, by itself, when all else is over. It is asked while the
-        // back-off lasts, and taken if it answers.
-        if let Some(remote) = punching.theirs.tuple {
-            let way = Way { socket: SocketId::main_for(&remote), remote };
-            self.challenge(now, local, way, Goal::Move(Method::Punch));
-        }
-        self.fail(now, local, why, FIRST_REST);
-    }
-
     /// Ends whatever call there is, and closes its sockets but the one in use and `keep`.
     pub(super) fn end_call(&mut self, local: &mut Local, keep: Option<SocketId>) {
         match std::mem::replace(&mut self.call, Call::Idle) {
             Call::Punching(mut punching) => {
                 self.probes_sent += punching.punch.probes_sent();
-                self.spent.probes += punching.punch.probes_used();
-                self.spent.sockets += punching.punch.sockets_used();
                 self.sockets_used = punching.punch.sockets_used();
+                self.budget = Some(punching.punch.budget.clone());
+                for socket in [punching.hold, punching.watch].into_iter().flatten() {
+                    self.close_socket(local, socket);
+                }
                 let keep = keep.or(self.paths.current().map(|path| path.way.socket));
                 for socket in punching.punch.close(keep) {
                     self.close_socket(local, socket);
@@ -439,7 +415,12 @@ impl Peer {
                     self.kept_socket = Some(kept);
                 }
             }
-            Call::Calling(calling) => self.end_sockets(local, calling.socket, calling.fresh),
+            Call::Calling(calling) => {
+                self.end_sockets(local, calling.socket, calling.fresh);
+                if let Some(watch) = calling.watch {
+                    self.close_socket(local, watch);
+                }
+            }
             Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
         }
@@ -451,10 +432,10 @@ impl Peer {
         }
     }
 
-    fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
+    pub(super) fn fail(&mut self, now: Instant, local: &mut Local, why: String, first_rest: Duration) {
         if self.paths.current().is_some() {
             // A call that came to nothing beside a path that works is no news.
-            self.end_call(local, None);
+            self.pause(now, local, TURN_REST);
             return;
         }
         // The same news is no news: a peer that is off for a night is told of once.
@@ -475,7 +456,7 @@ impl Peer {
         // A quarter of jitter, so that two sides that fail together do not go on to meet in the same way.
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 1024.0);
         self.call_began = None;
-        self.spent = Spent::default();
+        self.budget = None;
         self.call = Call::Resting { until: now + wait + jitter };
     }
 
@@ -487,48 +468,6 @@ impl Peer {
     }
 }
 
-fn retry_after(report: &Report) -> Duration {
+pub(super) fn retry_after(report: &Report) -> Duration {
     (report.server_delay * 4).max(SOONEST_RETRY)
-}
-
-/// Both members of a call that was answered, as one of them sees it.
-pub(super) struct Parties<'a> {
-    pub id: CallId,
-    pub role: Role,
-    pub caller: &'a Report,
-    pub called: &'a Report,
-    pub terms: Terms,
-}
-
-impl Parties<'_> {
-    pub(super) fn setup(
-        &self,
-        local: &Local,
-        spent: Spent,
-        start: Instant,
-        reported: SocketId,
-        fresh: Option<SocketId>,
-    ) -> Setup {
-        let (ours, theirs) = match self.role {
-            Role::Caller => (self.caller, self.called),
-            Role::Called => (self.called, self.caller),
-        };
-        Setup {
-            id: self.id,
-            role: self.role,
-            start,
-            rounds: plan::rounds(self.caller, self.called, &self.terms, &local.punch),
-            round: self.terms.round,
-            outlook: plan::outlook(self.caller, self.called),
-            reported,
-            fresh,
-            candidates: local.worthwhile(ours, theirs),
-            limits: config::Punch {
-                probes: local.punch.probes.saturating_sub(spent.probes),
-                sockets: local.punch.sockets.saturating_sub(spent.sockets),
-                ..local.punch
-            },
-            server: local.discovery.any_target(Protocol::Dudp),
-        }
-    }
 }

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{Call, Peer, Spent};
-use crate::proto::Instant;
+use super::{Call, Peer};
 use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
+use crate::proto::message_control::reachable;
 use crate::proto::path::{Ask, Goal, Way, method_of};
 use crate::proto::probe::{Ack, Ack2};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
 use crate::proto::wire::{Dudp, HEADER_LEN};
+use crate::proto::{Instant, SocketId};
 
 impl Peer {
     /// DUDP_ACK or DUDP_ACK2 under one of our sessions.
@@ -42,9 +43,16 @@ impl Peer {
                     local.send(way, payload);
                 }
                 self.on_ack(now, local, way, ack);
+                if self.paths.is_current(way) && self.paths.rtt().is_none() {
+                    // Our greeting, or its answer, was lost.
+                    self.challenge(now, local, way, Goal::Greet);
+                }
             }
             _ => {
                 let ack2 = Ack2::parse(&body).ok_or(Drop::Malformed)?;
+                if way.socket == SocketId::MAIN_V4 {
+                    self.seen = reachable(ack2.seen);
+                }
                 self.on_ack2(now, local, way, ack2);
             }
         }
@@ -102,7 +110,8 @@ impl Peer {
     fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
         if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
             match goal {
-                Goal::Check | Goal::Greet => {}
+                Goal::Check => self.broke = false,
+                Goal::Greet => {}
                 Goal::Follow(method) => {
                     self.adopt(now, local, way, method, true);
                     self.settle(local, way);
@@ -130,7 +139,7 @@ impl Peer {
             return;
         }
         let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
-        if called && self.paths.current().is_some_and(|path| path.proved) && !was_current {
+        if called && self.paths.is_proved() && !was_current {
             return;
         }
         self.adopt(now, local, way, method, true);
@@ -146,7 +155,7 @@ impl Peer {
     pub(super) fn is_known(&self, way: Way) -> bool {
         let Call::Punching(punching) = &self.call else { return false };
         let ip = way.remote.ip();
-        let theirs = &punching.theirs;
+        let theirs = punching.theirs();
         theirs.tuple.is_some_and(|tuple| tuple.ip() == ip)
             || theirs.candidates.iter().any(|candidate| candidate.address.ip() == ip)
     }
@@ -156,7 +165,7 @@ impl Peer {
         if matches!(self.call, Call::Punching(_)) {
             self.end_call(local, Some(way.socket));
             self.call_began = None;
-            self.spent = Spent::default();
+            self.budget = None;
         }
     }
 

@@ -26,8 +26,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(20);
 /// A DUDP_RESET is heeded at most this often: it is not sealed.
 const RESET_INTERVAL: Duration = Duration::from_secs(5);
-/// A registration that is not answered is repeated after this long, [`REGISTER_TRIES`] times in all.
-const REGISTER_RETRY: Duration = Duration::from_secs(1);
+/// A registration that is not answered is repeated after this long, then twice as long and so on, [`REGISTER_TRIES`] times in all:
+/// after 3.75 s the server is given up.
+const REGISTER_RETRY: Duration = Duration::from_millis(250);
 const REGISTER_TRIES: u32 = 4;
 /// Addresses that a server's name may stand for.
 const MAX_ADDRESSES: usize = 8;
@@ -154,6 +155,16 @@ impl Client {
     /// The network changed: the registration may be at an address that is ours no longer.
     pub fn renew(&mut self, now: Instant) {
         self.handshake = Handshake::Rest { until: now };
+    }
+
+    /// Our NAT may have forgotten where the server is to be let in: it is asked, unless it just was.
+    pub fn poke(&mut self, now: Instant) {
+        let Some(registration) = &mut self.session else { return };
+        if registration.unanswered == 0 {
+            registration.unanswered = 1;
+            registration.asked_at = now;
+            self.send(now, Dudp::Register, &[0; 19]);
+        }
     }
 
     pub fn handle_timeout(&mut self, now: Instant, wall: Wall, local: &Identity, rng: &mut ChaCha20Rng) {
@@ -365,6 +376,10 @@ impl Client {
 
 impl Registration {
     fn register_due(&self) -> Instant {
-        self.last_sent + if self.unanswered == 0 { KEEPALIVE } else { REGISTER_RETRY }
+        self.last_sent
+            + match self.unanswered {
+                0 => KEEPALIVE,
+                tries => REGISTER_RETRY * 2u32.pow(tries.min(REGISTER_TRIES) - 1),
+            }
     }
 }

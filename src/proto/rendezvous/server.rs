@@ -13,6 +13,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use super::{Control, FORGET_AFTER, RENEW_AFTER, receiver, reset};
 use crate::proto::Instant;
 use crate::proto::action::{Drop, Drops};
+use crate::proto::allowance::{Allowance, Rate};
 use crate::proto::codec::Writer;
 use crate::proto::cookie::{Gate, Verdict};
 use crate::proto::keys::{PrivateKey, PublicKey};
@@ -30,8 +31,7 @@ const BUSY_PER_S: u32 = 3_000;
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 /// Calls that one member may have passed at once, and how fast its allowance comes back: a member of a mesh of 1,000 peers
 /// calls each of them at its start, at its own pace.
-const BURST: u32 = 100;
-const CALLS_PER_S: u32 = 50;
+const CALLS: Rate = Rate { burst: 100, per_s: 50 };
 
 /// Knows members by key and passes MESSAGE_CONTROL between them.
 pub struct Server {
@@ -62,30 +62,6 @@ struct Place {
     listener: usize,
     address: SocketAddr,
     last_heard: Instant,
-}
-
-struct Allowance {
-    left: u32,
-    since: Instant,
-}
-
-impl Default for Allowance {
-    fn default() -> Self {
-        Self { left: BURST, since: Instant::default() }
-    }
-}
-
-impl Allowance {
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = now.since(self.since).as_millis() * u128::from(CALLS_PER_S) / 1000;
-        if earned > 0 {
-            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(BURST)).min(BURST);
-            self.since = now;
-        }
-        let some = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        some
-    }
 }
 
 impl Server {
@@ -202,7 +178,7 @@ impl Server {
             return Err(Drop::Malformed);
         };
         let caller = self.members.get_mut(&from).ok_or(Drop::Unknown)?;
-        if !caller.allowance.take(now) {
+        if !caller.allowance.take(now, CALLS) {
             return Err(Drop::Overload);
         }
         if self.members.get(&to).is_some_and(|member| member.registered.is_some()) {

@@ -85,6 +85,7 @@ fn config(who: usize, flags: u8) -> Config {
         mtu: 1420,
         private_key: key(who as u8),
         listen_port: PORT,
+        introduce: true,
         discovery: if is(6) {
             vec![Discovery::Stun(HostPort { host: host(0), port: 4270 })]
         } else {

@@ -73,6 +73,7 @@ impl Gateway {
             let reason = match loss {
                 Loss::Ttl => "ttl",
                 Loss::Filtered => "filtered",
+                Loss::Forbidden => "forbidden",
                 Loss::Full => "full",
                 Loss::PortTaken => "port_taken",
             };

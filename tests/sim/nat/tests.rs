@@ -318,3 +318,24 @@ fn ipv6_is_filtered_by_address_and_port_and_not_translated() {
     assert_eq!(inward(&mut bench, v6(2, 4275)), Ok(()));
     assert_eq!(inward(&mut bench, v6(2, 4276)), Err(Loss::Filtered));
 }
+
+#[test]
+fn nothing_goes_out_to_ports_that_are_forbidden() {
+    let profile = Profile::new(Scope::Endpoint, Scope::Endpoint, Allocation::Random);
+    let mut bench = Bench::new(Profile { forbids_from: Some(THERE_ELSEWHERE.port()), ..profile });
+    assert_eq!(bench.out_ttl(HERE, THERE_ELSEWHERE, 64), Err(Loss::Forbidden));
+    assert_eq!(bench.nat.created, 0);
+    bench.out(HERE, THERE);
+}
+
+#[test]
+fn mappings_of_others_move_the_counter_and_are_not_counted() {
+    let profile = Profile::new(Scope::AddressAndPort, Scope::Endpoint, Allocation::Sequential { step: 1 });
+    let mut bench = Bench::new(Profile { cross_traffic: 1000.0, ..profile });
+    let first = bench.out(HERE, THERE);
+    bench.wait(1);
+    let way = bench.out(HERE, THERE_ELSEWHERE).wrapping_sub(first);
+    assert!((800..1200).contains(&way), "{way}");
+    assert_eq!(bench.nat.created, 2);
+    assert_eq!(bench.nat.created_for[&Ipv4Addr::new(192, 168, 1, 2)], 2);
+}

@@ -1,0 +1,206 @@
+//! What a call may cost the networks that it goes through: the one place where that is counted and refused.
+//!
+//! Probes, sockets and NAT entries are counted over all tries of one call; no more than `[punch]` says are ever spent. The pace is a
+//! bucket: a volley may leave in one go, as its size is bounded by the entries; what goes on for longer is sent as the
+//! bucket fills.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::config;
+use super::message_control;
+use super::nat::Mapping;
+use super::plan;
+use super::{Instant, SocketId};
+
+/// How often a paced side sends: 100 parts a second, so at the usual 1,000 probes a second ten at a time.
+pub const TICK: Duration = Duration::from_millis(10);
+/// What a paced side sends in one go at most, however long it was kept from it.
+const LONGEST_BACKLOG: Duration = Duration::from_millis(50);
+
+/// What one call has spent, and may.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    limits: config::Punch,
+    probes: u32,
+    sockets: u32,
+    entries: u32,
+    /// Probes that may leave now, and since when that is so.
+    bucket: f64,
+    filled: Option<Instant>,
+}
+
+impl Budget {
+    pub fn new(limits: config::Punch) -> Self {
+        Self { limits, probes: 0, sockets: 0, entries: 0, bucket: 0.0, filled: None }
+    }
+
+    pub fn limits(&self) -> &config::Punch {
+        &self.limits
+    }
+
+    pub fn probes(&self) -> u32 {
+        self.probes
+    }
+
+    pub fn sockets(&self) -> u32 {
+        self.sockets
+    }
+
+    pub fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// What is left, for the reports that both plan from.
+    pub fn left(&self) -> message_control::Budget {
+        message_control::Budget {
+            probes: self.limits.probes.saturating_sub(self.probes),
+            entries: self.limits.entries.saturating_sub(self.entries),
+        }
+    }
+
+    /// Whether another try is worth it.
+    pub fn is_left(&self) -> bool {
+        let left = self.left();
+        left.probes > FEWEST && left.entries > FEWEST && self.sockets < self.limits.sockets
+    }
+
+    /// How many sockets may still be opened.
+    pub fn sockets_left(&self) -> u32 {
+        self.limits.sockets.saturating_sub(self.sockets)
+    }
+
+    /// A socket is opened. `false`: not any more.
+    pub fn take_socket(&mut self) -> bool {
+        let ok = self.sockets < self.limits.sockets;
+        self.sockets += u32::from(ok);
+        ok
+    }
+
+    /// Entries that others made for this call: a survey's.
+    pub fn note_entries(&mut self, count: u32) {
+        self.entries = self.entries.saturating_add(count);
+    }
+
+    /// A probe is sent, and maybe makes an entry. `false`: not any more.
+    pub fn take_probe(&mut self, makes_entry: bool) -> bool {
+        let ok = self.probes < self.limits.probes && (!makes_entry || self.entries < self.limits.entries);
+        if ok {
+            self.probes += 1;
+            self.entries += u32::from(makes_entry);
+            self.bucket -= 1.0;
+        }
+        ok
+    }
+
+    fn rate(&self) -> f64 {
+        let rate = self.limits.rate.unwrap_or_else(|| plan::rate(self.limits.probes));
+        f64::from(rate)
+    }
+
+    /// How many probes a paced side may send now.
+    pub fn paced(&mut self, now: Instant) -> u32 {
+        let most = self.rate() * LONGEST_BACKLOG.as_secs_f64();
+        let elapsed = self.filled.map_or(TICK, |filled| now.since(filled));
+        self.filled = Some(now);
+        self.bucket = (self.bucket.max(0.0) + self.rate() * elapsed.as_secs_f64()).min(most);
+        self.bucket as u32
+    }
+}
+
+/// A try with less than this is over before it began.
+const FEWEST: u32 = 16;
+
+/// Which probes make an entry at our NAT: one for each socket, for each address, or for each address and port.
+#[derive(Clone, Debug)]
+pub struct Entries {
+    mapping: Mapping,
+    sockets: BTreeSet<SocketId>,
+    by_address: BTreeSet<(SocketId, IpAddr)>,
+    by_port: BTreeSet<(SocketId, SocketAddr)>,
+}
+
+impl Entries {
+    pub fn new(mapping: Mapping) -> Self {
+        Self { mapping, sockets: BTreeSet::new(), by_address: BTreeSet::new(), by_port: BTreeSet::new() }
+    }
+
+    pub fn is_new(&self, socket: SocketId, to: SocketAddr) -> bool {
+        match self.mapping {
+            Mapping::None => false,
+            Mapping::EndpointIndependent | Mapping::Unknown => !self.sockets.contains(&socket),
+            Mapping::AddressDependent => !self.by_address.contains(&(socket, to.ip())),
+            Mapping::AddressAndPortDependent => !self.by_port.contains(&(socket, to)),
+        }
+    }
+
+    /// Remembers it; only as much as the NAT does, so no more than the entries that the budget lets be made.
+    pub fn note(&mut self, socket: SocketId, to: SocketAddr) -> super::nat::Made {
+        let made = |news: bool| u64::from(news);
+        let sockets = made(self.sockets.insert(socket));
+        let by_address = made(self.by_address.insert((socket, to.ip())));
+        // By address, a grid has more ports than anybody needs to remember.
+        let by_port = match self.mapping {
+            Mapping::AddressAndPortDependent => made(self.by_port.insert((socket, to))),
+            Mapping::None | Mapping::EndpointIndependent | Mapping::AddressDependent | Mapping::Unknown => by_address,
+        };
+        super::nat::Made { sockets, by_address, by_port }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::default() + Duration::from_millis(1000 + ms)
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_ever_spent_than_the_limits_say(
+            probes in 1u32..200, entries in 1u32..200, tries in prop::collection::vec(any::<bool>(), 0..500)
+        ) {
+            let mut budget = Budget::new(config::Punch { probes, entries, ..config::Punch::default() });
+            let sent = tries.iter().filter(|makes_entry| budget.take_probe(**makes_entry)).count();
+            prop_assert!(sent <= probes as usize);
+            prop_assert_eq!(budget.probes() as usize, sent);
+            prop_assert!(budget.entries() <= entries);
+        }
+
+        #[test]
+        fn a_paced_side_keeps_to_its_rate(waits in prop::collection::vec(1u64..40, 1..200)) {
+            let limits = config::Punch { probes: 1_000_000, rate: Some(1000), ..config::Punch::default() };
+            let mut budget = Budget::new(limits);
+            let (mut now, mut sent) = (0, 0);
+            for wait in waits {
+                for _ in 0..budget.paced(at(now)) {
+                    sent += u64::from(budget.take_probe(false));
+                }
+                now += wait;
+            }
+            prop_assert!(sent <= now + 10, "{} in {} ms", sent, now);
+        }
+    }
+
+    #[test]
+    fn an_entry_is_what_makes_one_at_a_nat_of_that_kind() {
+        let to = |port| SocketAddr::from(([203, 0, 113, 5], port));
+        let count = |mapping| {
+            let mut entries = Entries::new(mapping);
+            let shots = [(2, 7), (2, 8), (3, 7), (2, 7)];
+            let new = |(socket, port)| {
+                let new = entries.is_new(SocketId(socket), to(port));
+                entries.note(SocketId(socket), to(port));
+                new
+            };
+            shots.into_iter().map(new).filter(|new| *new).count()
+        };
+        assert_eq!(count(Mapping::None), 0);
+        assert_eq!(count(Mapping::EndpointIndependent), 2);
+        assert_eq!(count(Mapping::AddressDependent), 2);
+        assert_eq!(count(Mapping::AddressAndPortDependent), 3);
+    }
+}

@@ -1,0 +1,102 @@
+//! What follows a connection: a path that stopped answering, and another network.
+//!
+//! ```text
+//! doubted   the servers are told where we are now: our own NAT may have forgotten them too, and then no call gets in
+//! suspect   a call is placed, through the server, beside the path, which stays in use until the call has found another
+//! lost      there is no path; payload waits for the call
+//! ```
+//!
+//! A member that moved suspects at once every path that its old addresses may have carried.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use super::{Call, Peer};
+use crate::proto::Instant;
+use crate::proto::context::Local;
+
+impl Peer {
+    /// The path in use did not answer for a while.
+    pub(super) fn on_suspect(&mut self, now: Instant, local: &mut Local) {
+        self.broke = true;
+        if !self.config.calls.may_call() || local.connected_server().is_none() {
+            // The peer can call, or the path is lost and everything else is tried.
+            return;
+        }
+        let idle = match &self.call {
+            Call::Idle | Call::Resting { .. } => true,
+            // What it found is what is suspect now.
+            Call::Punching(punching) => punching.punch.is_stopped(),
+            Call::Knocking { .. } | Call::Surveying { .. } | Call::Calling(_) => false,
+        };
+        if idle {
+            local.step(&self.config.name, "the path is silent: calls beside it".to_owned());
+            self.end_call(local, None);
+            self.call_began = None;
+            self.absent = false;
+            self.begin_call(now, local);
+        }
+    }
+
+    /// Our own addresses changed, or the route to the rest.
+    pub fn handle_network(&mut self, now: Instant, local: &mut Local, change: &Change) {
+        self.hurry(now, local);
+        if let Some(path) = self.paths.current()
+            && self.is_member
+            && change.may_break(path.way.remote)
+        {
+            // It may well go on from the new address, so it is asked (above); the call does not wait for that.
+            self.paths.suspect();
+            self.on_suspect(now, local);
+            self.drive(now, local);
+        }
+    }
+}
+
+/// What became of our own addresses.
+pub struct Change {
+    /// In which families there are fewer of them, or other ones.
+    gone_v4: bool,
+    gone_v6: bool,
+    /// There are none that were not there before.
+    nothing_new: bool,
+}
+
+impl Change {
+    pub fn between(old: &[IpNet], new: &[IpNet]) -> Self {
+        let gone = |is_v4: bool| old.iter().any(|net| net.addr().is_ipv4() == is_v4 && !new.contains(net));
+        let nothing_new = new.iter().all(|net| old.contains(net));
+        Self { gone_v4: gone(true), gone_v6: gone(false), nothing_new }
+    }
+
+    /// Whether a path to `remote` may have gone by what is gone. Where no address changed, the default route did.
+    fn may_break(&self, remote: SocketAddr) -> bool {
+        let gone = if remote.is_ipv4() { self.gone_v4 } else { self.gone_v6 };
+        gone || (self.nothing_new && !self.gone_v4 && !self.gone_v6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaks(old: &[&str], new: &[&str], remote: &str) -> bool {
+        let nets = |all: &[&str]| all.iter().map(|text| text.parse().expect("is a prefix")).collect::<Vec<IpNet>>();
+        Change::between(&nets(old), &nets(new)).may_break(remote.parse().expect("is an address"))
+    }
+
+    #[test]
+    fn only_a_loss_in_its_own_family_or_another_route_may_break_a_path() {
+        let (v4, v6) = ("203.0.113.5:4275", "[2001:db8::5]:4275");
+        assert!(breaks(&["192.168.1.2/24"], &["10.0.0.2/24"], v4));
+        assert!(breaks(&["192.168.1.2/24"], &[], v4));
+        assert!(breaks(&["192.168.1.2/24"], &["192.168.1.2/24"], v4), "the route changed");
+        assert!(!breaks(&["192.168.1.2/24"], &["192.168.1.2/24", "10.0.0.2/24"], v4));
+        assert!(
+            !breaks(&["192.168.1.2/24", "2001:db8:1::2/64"], &["192.168.1.2/24"], v4),
+            "a short-lived IPv6 address"
+        );
+        assert!(breaks(&["192.168.1.2/24", "2001:db8:1::2/64"], &["192.168.1.2/24"], v6));
+    }
+}

@@ -1,0 +1,51 @@
+//! Fixed × moving: the moving side holds a mapping towards the fixed port, and tells which port it was given.
+//!
+//! ```text
+//! moving   question ─ shot (low TTL) ─ question        the two answers stand around the shot's port: it is between them
+//!          answer or update: "my port towards yours is 30007"
+//! fixed    one shot at 30007
+//! ```
+//!
+//! The point that the fixed side has to hit is made before it is shot at, so others' traffic can't move it: success does not
+//! depend on λ, but for the moment between two questions (20 µs: one other mapping in 17 tries at λ = 3,000, and then there
+//! are two ports to shoot at). Where the moving side calls, it learns the fixed port from the answer, and an update follows a round
+//! trip to its servers later; the called member waits for that. Where no hold comes, the shotgun is left.
+
+use super::{Moving, Outlook, Pair, Plan, Port, Side, Sockets, Strategy, Target, Timing, direct, placed, ports_of};
+
+pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
+    let (fixed, mover, moving, moving_calls) = match (a, b) {
+        (mover @ Port::Moving(moving), fixed) => (fixed, mover, moving, true),
+        (fixed, mover @ Port::Moving(moving)) => (fixed, mover, moving, false),
+        _ => return Plan { rounds: Vec::new(), outlook: Outlook::Good },
+    };
+    let rounds = match hit(fixed, moving) {
+        Some(side) => {
+            // The one that spoke last waits until it is heard, so that its packets don't come first.
+            let back = direct::side(mover, fixed, Timing::Volleys);
+            vec![placed(Strategy::Hold, pair.terms.round, back, Some(side), moving_calls)]
+        }
+        // A side that a probe finds without all this (an open filter, a mapped port) need not wait.
+        None if moving_calls => {
+            let length = pair.caller.server_delay + pair.pace.lead * 6;
+            vec![placed(Strategy::Wait, length, None, open(fixed, moving), true)]
+        }
+        None => Vec::new(),
+    };
+    Plan { rounds, outlook: Outlook::Good }
+}
+
+/// The fixed side's shot at the hold that leads to it.
+fn hit(fixed: &Port, moving: &Moving) -> Option<Side> {
+    let (Port::Fixed { at, .. } | Port::Fresh(at)) = fixed else { return None };
+    let hold = moving.holds.iter().find(|hold| hold.to == at.port())?;
+    let sockets = if let Port::Fixed { from, .. } = fixed { *from } else { Sockets::Fresh };
+    let ports = ports_of(hold, moving.step, moving.range);
+    Some(Side { sockets, target: Target::Ports { ip: moving.last.ip(), ports }, timing: Timing::Volleys })
+}
+
+/// A packet to the moving side's address, which opens a filter that goes by addresses.
+fn open(fixed: &Port, moving: &Moving) -> Option<Side> {
+    let Port::Fixed { from, .. } = fixed else { return None };
+    Some(Side { sockets: *from, target: Target::one(moving.last), timing: Timing::Low })
+}

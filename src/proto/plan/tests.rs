@@ -1,0 +1,184 @@
+use proptest::prelude::{TestCaseError, prop, prop_assert, prop_assert_eq, proptest};
+
+use super::Strategy;
+use super::*;
+use crate::proto::message_control::PerKilosecond;
+
+const OURS: [u8; 4] = [203, 0, 113, 5];
+const THEIRS: [u8; 4] = [203, 0, 113, 6];
+
+fn report(mapping: Mapping, allocation: Allocation) -> Report {
+    let budget = Budget { probes: 2048, entries: 1280 };
+    Report { tuple: Some(SocketAddr::from((OURS, 30_000))), mapping, allocation, budget, ..Report::default() }
+}
+
+fn cone() -> Report {
+    report(Mapping::EndpointIndependent, Allocation::Preserving)
+}
+
+fn counting(step: i32) -> Report {
+    report(Mapping::AddressAndPortDependent, Allocation::Sequential { step })
+}
+
+fn random(mapping: Mapping) -> Report {
+    report(mapping, Allocation::Random)
+}
+
+fn there(report: Report) -> Report {
+    Report { tuple: Some(SocketAddr::from((THEIRS, 40_000))), ..report }
+}
+
+fn rounds(caller: &Report, called: &Report) -> Plan {
+    let round = Duration::from_millis(800);
+    let terms = terms(caller, called, Duration::ZERO, Duration::ZERO, round);
+    plan(caller, called, &terms, &Punch::default())
+}
+
+fn hold(port: u16, to: u16) -> Hold {
+    Hold { first: port, last: port, to }
+}
+
+#[test]
+fn two_cones_shoot_at_each_others_one_port_and_then_begin_a_shotgun() {
+    let plan = rounds(&cone(), &there(cone()));
+    let first = &plan.rounds[0];
+    assert_eq!(first.strategy, Strategy::Direct);
+    assert_eq!(first.caller.as_ref().expect("shoots").target, Target::one(SocketAddr::from((THEIRS, 40_000))));
+    assert_eq!(first.called.as_ref().expect("shoots").timing, Timing::Opened);
+    assert!(plan.rounds[1..].iter().all(|round| round.strategy == Strategy::Window));
+    assert!(plan.rounds.len() > 1);
+}
+
+#[test]
+fn a_held_port_is_shot_at_and_nothing_else() {
+    let mut moving = there(counting(2));
+    moving.holds = vec![hold(40_008, 30_000)];
+    let plan = rounds(&cone(), &moving);
+    assert_eq!(plan.rounds[0].strategy, Strategy::Hold);
+    let target = &plan.rounds[0].caller.as_ref().expect("shoots").target;
+    assert_eq!(*target, Target::one(SocketAddr::from((THEIRS, 40_008))));
+}
+
+#[test]
+fn a_called_member_waits_for_the_hold_of_a_caller_whose_ports_move() {
+    assert_eq!(rounds(&counting(1), &there(cone())).rounds[0].strategy, Strategy::Wait);
+    assert_eq!(wants_hold(&counting(1), &there(cone()), false, Duration::ZERO), [SocketAddr::from((THEIRS, 40_000))]);
+    assert!(wants_hold(&cone(), &there(counting(1)), true, Duration::ZERO).is_empty());
+}
+
+#[test]
+fn a_port_that_lies_between_two_questions_is_shot_at_wherever_it_may_be() {
+    let hold = Hold { first: 40_008, last: 40_012, to: 1 };
+    assert_eq!(ports_of(&hold, 2, None), [40_008, 40_010, 40_012]);
+}
+
+#[test]
+fn where_random_ports_meet_a_cone_the_budget_is_kept_and_a_path_is_as_good_as_sure() {
+    for mapping in [Mapping::AddressDependent, Mapping::AddressAndPortDependent] {
+        let mut cone = there(cone());
+        cone.filtering = Filtering::AddressAndPortDependent;
+        let plan = rounds(&random(mapping), &cone);
+        let round = &plan.rounds[0];
+        assert_eq!((round.strategy, plan.outlook), (Strategy::Scatter, Outlook::Good));
+        let (Some(row), Some(scatter)) = (&round.caller, &round.called) else { panic!("both shoot") };
+        let Sockets::Row(sockets) = row.sockets else { panic!("a row") };
+        let Target::Draw { each, .. } = scatter.target else { panic!("draws") };
+        assert!(sockets + scatter::ENTRIES_ASIDE <= 256 && each <= 2048);
+        let miss = (1.0 - f64::from(each) / 64_512.0).powi(sockets as i32);
+        assert!(miss < 1e-3, "{miss}");
+    }
+}
+
+#[test]
+fn an_open_filter_is_tried_before_anything_hard() {
+    let mut open = there(cone());
+    open.filtering = Filtering::EndpointIndependent;
+    let plan = rounds(&random(Mapping::AddressAndPortDependent), &open);
+    assert_eq!(plan.rounds[0].strategy, Strategy::Direct);
+    assert!(!plan.rounds[0].is_hard());
+}
+
+#[test]
+fn a_mapped_port_makes_a_side_fixed_whatever_its_nat_does_and_a_private_one_does_not() {
+    let mapped = |ip: [u8; 4]| {
+        let mut report = random(Mapping::AddressAndPortDependent);
+        let address = SocketAddr::from((ip, 4275));
+        report.candidates = vec![crate::proto::message_control::Candidate { kind: CandidateKind::Mapped, address }];
+        port(&report)
+    };
+    assert!(matches!(mapped(OURS), Port::Fixed { from: Sockets::Main, .. }));
+    assert!(matches!(mapped([100, 64, 0, 2]), Port::Random(_)));
+}
+
+#[test]
+fn what_the_budget_can_not_give_is_said_with_what_would() {
+    let by_port = random(Mapping::AddressAndPortDependent);
+    assert!(matches!(rounds(&by_port, &there(by_port.clone())).outlook, Outlook::Poor(_)));
+    assert!(matches!(rounds(&counting(1), &there(by_port.clone())).outlook, Outlook::Poor(_)));
+    let by_address = random(Mapping::AddressDependent);
+    let Outlook::NeedsProbes(needs) = rounds(&by_address, &there(by_address.clone())).outlook else {
+        panic!("says so")
+    };
+    assert!(needs <= 300_000);
+    let rich = Report { budget: Budget { probes: needs, entries: 1280 }, ..by_address };
+    assert_eq!(rounds(&rich, &there(rich.clone())).outlook, Outlook::Good);
+    let row = there(Report { budget: rich.budget, ..counting(1) });
+    assert_eq!(rounds(&rich, &row).outlook, Outlook::Good);
+    assert!(rounds(&rich, &row).rounds.iter().all(|round| round.length < Duration::from_secs(20)));
+}
+
+#[test]
+fn two_blocks_are_tried_and_no_plan_is_longer_than_a_call() {
+    let block = Report { range: Some((20_000, 20_511)), ..random(Mapping::AddressAndPortDependent) };
+    let plan = rounds(&block, &there(block.clone()));
+    assert_eq!((plan.rounds[0].strategy, plan.outlook), (Strategy::Cells, Outlook::Good));
+}
+
+proptest! {
+    /// The oracle: give out the caller's ports one by one, others' in between, and look whether the held one is among them.
+    #[test]
+    fn a_sweep_goes_over_a_held_port_as_long_as_the_counter_is_where_it_is_expected_to_be(
+        step in prop::sample::select(vec![1i32, 2, -1, 4, 256]),
+        rate in prop::sample::select(vec![0u32, 20, 300, 1000, 3000]),
+        wait in 100u64..400, age in 20u64..100,
+        deviation in -1.5f64..1.5,
+    ) {
+        let mut caller = counting(step);
+        caller.cross_traffic = Some(PerKilosecond { rate: rate * 1000, error: rate * 50 });
+        let Port::Moving(moving) = port(&caller) else { panic!("moves") };
+        let places = sweep::places(&moving, &caller, Duration::from_millis(wait));
+        let holds: Vec<Hold> = places.iter().map(|place| hold(50_000, place.port())).collect();
+        // Others took so many by the newest look, and then so many more.
+        let looked = (f64::from(rate) * (wait - age.min(wait)) as f64 / 1000.0).round() as i64;
+        let last = counter::after(30_000, step, looked, None);
+        let rate = super::super::counter::Rate { per_s: f64::from(rate), error: f64::from(rate) / 20.0 };
+        let ahead = counter::Ahead::after(Duration::from_millis(age), rate);
+        let Some((hold, shots)) = sweep::aim(&holds, (last, step, None), ahead, 256) else {
+            return Err(TestCaseError::fail("none is ahead"));
+        };
+        let others = (ahead.steps + deviation * ahead.error).max(0.0) as i64;
+        let taken = (0..i64::from(shots)).map(|nth| counter::after(last, step, others + 1 + nth, None));
+        prop_assert!(taken.into_iter().any(|port| port == hold.to), "{:?} {}", hold, shots);
+    }
+
+    #[test]
+    fn a_window_holds_each_offset_once(low in -200i32..=0, high in 0i32..=200) {
+        let mut all: Vec<i32> = window::offsets(low, high).collect();
+        all.sort_unstable();
+        prop_assert_eq!(all, (low..=high).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_shifted_window_holds_each_offset_once(low in 1i32..=100, width in 0i32..=100) {
+        prop_assert_eq!(window::offsets(low, low + width).count() as i32, width + 1);
+    }
+}
+
+#[test]
+fn the_next_port_is_extrapolated_by_the_differential_and_by_time() {
+    let mut report = counting(2);
+    report.cross_traffic = Some(PerKilosecond { rate: 100_000, error: 0 });
+    report.age = Duration::from_millis(50);
+    let next = window::aim(&report, Duration::from_millis(50)).expect("is known");
+    assert_eq!(next.port(), 30_000 + 2 * (1 + 10));
+}

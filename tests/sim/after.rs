@@ -1,0 +1,210 @@
+//! What follows a connection: how long a NAT that reboots or is renumbered, or a move, keeps payload from flowing; that mappings
+//! are kept open; and that a better path costs nothing.
+//!
+//! Traffic flows each 50 ms, as pings or in one direction only; an outage is the longest run of packets in a row that were lost.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::classes::Class;
+use crate::dice::Dice;
+use crate::link::Link;
+use crate::scene::Scene;
+use crate::terms::Terms;
+
+const EVERY: Duration = Duration::from_millis(50);
+/// A first connection stands by then.
+const SOON: Duration = Duration::from_secs(30);
+/// How long after the event an outage is looked for.
+const LOOKED_AT: Duration = Duration::from_secs(12);
+/// The issue's: of a NAT that reboots or is renumbered, and of a member that moves.
+const REBOOT_COSTS: Duration = Duration::from_secs(3);
+const MOVE_COSTS: Duration = Duration::from_secs(2);
+/// What netmon waits for a burst of changes to end before the node is told.
+const NETMON: Duration = Duration::from_millis(200);
+
+/// Who sends.
+#[derive(Clone, Copy, Debug)]
+enum Flow {
+    Pings(usize),
+    /// In one direction, and nothing comes back.
+    Stream(usize),
+}
+
+const FLOWS: [Flow; 4] = [Flow::Pings(0), Flow::Pings(1), Flow::Stream(0), Flow::Stream(1)];
+
+/// Two members between which `flow` flows already.
+fn flowing(terms: &Terms, flow: Flow) -> Option<Scene> {
+    let mut scene = Scene::new(terms);
+    let (Flow::Pings(side) | Flow::Stream(side)) = flow;
+    scene.run_to_answer(side, SOON)?;
+    scene.run_for(Duration::from_secs(8));
+    begin(&mut scene, flow);
+    scene.run_for(Duration::from_secs(2));
+    Some(scene)
+}
+
+fn begin(scene: &mut Scene, flow: Flow) {
+    let (Flow::Pings(side) | Flow::Stream(side)) = flow;
+    scene.ping(side, EVERY);
+    if let Flow::Stream(_) = flow {
+        scene.member_mut(side).pinger.one_way = true;
+        scene.member_mut(1 - side).deliveries = Some(vec![scene.world.now]);
+    }
+}
+
+/// The longest outage of the flow since it began.
+fn outage(scene: &mut Scene, flow: Flow) -> Duration {
+    let now = scene.world.now;
+    match flow {
+        Flow::Pings(side) => scene.member(side).pinger.outage(now - Duration::from_secs(1)),
+        Flow::Stream(side) => {
+            let mut times = scene.member(1 - side).deliveries.clone().unwrap_or_default();
+            times.push(now);
+            times.windows(2).map(|pair| pair[1].since(pair[0])).max().unwrap_or_default()
+        }
+    }
+}
+
+fn situation(scene: &Scene) -> String {
+    let side = |side: usize| {
+        let peer = scene.member(side).snapshot(scene.world.now).and_then(|snapshot| snapshot.peers.into_iter().next());
+        peer.map_or("not started".to_owned(), |peer| format!("{:?}: {:?}", peer.state, peer.why))
+    };
+    format!("{}; {}", side(0), side(1))
+}
+
+/// What happens to the NATs of one office.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Blow {
+    /// All of them forget everything, and count on from elsewhere.
+    Reboot,
+    /// The outermost gets another public address.
+    Renumber,
+}
+
+fn strike(scene: &mut Scene, blow: Blow, side: usize) {
+    for (layer, id) in scene.nats[side].clone().into_iter().rev().enumerate() {
+        if blow == Blow::Renumber && layer == 0 {
+            scene.world.renumber(id, Ipv4Addr::new(203, 0, 113, 71 + u8::try_from(side).expect("is 0 or 1")));
+        } else {
+            scene.world.reboot(id);
+        }
+    }
+}
+
+fn seeds(default: u64) -> u64 {
+    std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The outages of all pairs with `class`, over seeds, flows and one-way times; the pairs that were worse than `most`, and what they
+/// had, as text.
+fn outages(class: Class, most: Duration, happen: impl Fn(&mut Scene, u64) -> Option<String>) {
+    let (mut all, mut worse) = (Vec::new(), Vec::new());
+    for other in Class::ALL.into_iter().filter(|other| *other >= class) {
+        for seed in 0..seeds(12) {
+            let own = seed ^ ((class as u64) << 40) ^ ((other as u64) << 48);
+            let one_way = Duration::from_millis(20 + 10 * (seed % 4));
+            let flow = FLOWS[usize::try_from(seed / 2 % 4).expect("is small")];
+            let classes = if seed % 2 == 0 { [class, other] } else { [other, class] };
+            let Some(mut scene) = flowing(&Terms::exact(classes, one_way, own), flow) else {
+                worse.push(format!("{classes:?} seed {seed}: never connected"));
+                continue;
+            };
+            if let Ok(only) = std::env::var("SEED") {
+                if only != format!("{} {seed}", other.name()) {
+                    continue;
+                }
+                scene.world.transcript.loud = true;
+            }
+            let Some(what) = happen(&mut scene, seed) else { continue };
+            scene.run_for(LOOKED_AT);
+            let took = outage(&mut scene, flow);
+            scene.check();
+            all.push(took);
+            if took > most {
+                let at = situation(&scene);
+                worse.push(format!(
+                    "{} seed {seed} {classes:?} {flow:?} {what}, {one_way:?}: {took:?}; {at}",
+                    other.name()
+                ));
+            }
+        }
+    }
+    all.sort();
+    let at = |part: usize| all.get((all.len() * part / 100).min(all.len().saturating_sub(1)));
+    println!("{}: {} runs, median {:?}, 95 % {:?}, longest {:?}", class.name(), all.len(), at(50), at(95), all.last());
+    assert!(worse.is_empty(), "{} of {}:\n{}", worse.len(), all.len(), worse.join("\n"));
+}
+
+fn a_blow_costs_little(class: Class) {
+    outages(class, REBOOT_COSTS, |scene, seed| {
+        let blow = if seed % 3 == 2 { Blow::Renumber } else { Blow::Reboot };
+        let sides: &[usize] = match seed / 2 % 3 {
+            0 => &[0],
+            1 => &[1],
+            _ => &[0, 1],
+        };
+        sides.iter().for_each(|side| strike(scene, blow, *side));
+        Some(format!("{blow:?} of {sides:?}"))
+    });
+}
+
+fn a_move_costs_little(class: Class) {
+    outages(class, MOVE_COSTS, |scene, seed| {
+        let side = usize::try_from(seed / 3 % 2).expect("is 0 or 1");
+        // A NAT of any kind there, too.
+        let mut dice = Dice::new(seed);
+        let kind = Class::ALL[usize::try_from(dice.between(1, 5)).expect("is small")];
+        move_elsewhere(scene, side, kind);
+        Some(format!("{side} moves behind {}", kind.name()))
+    });
+}
+
+/// A member leaves its office and is at another place at once, behind a NAT of that kind; its node is told a little later.
+fn move_elsewhere(scene: &mut Scene, side: usize, kind: Class) {
+    let number = u8::try_from(side).expect("is 0 or 1");
+    let link = scene.uplink_mut(side).clone();
+    let profile = kind.profiles(0.0, &mut scene.world.dice).remove(0);
+    let wan = Ipv4Addr::new(203, 0, 113, 91 + number);
+    let (nat, network) = scene.world.add_nat(crate::world::INTERNET, wan, profile, link);
+    scene.nats[side] = vec![nat];
+    let address = IpAddr::from([172, 16, 9, 2]);
+    let id = scene.members[side];
+    scene.world.move_host(id, network, &[address], Link::lan());
+    // What is sent meanwhile has the new address already, as the kernel does it.
+    scene.member_mut(side).set_addresses(vec![IpNet::new(address, 24).expect("is a prefix")]);
+    scene.run_for(NETMON);
+    scene.world.act(id, |machine, moment| machine.member_mut().tell_addresses(moment));
+}
+
+macro_rules! rows {
+    ($($name:ident: $class:ident,)*) => {
+        /// NATs that forget, or get another address: every pair, traffic either way or one way only.
+        mod a_nat_that_reboots_costs_three_seconds {
+            $(#[test] fn $name() { super::a_blow_costs_little(crate::classes::Class::$class); })*
+        }
+        mod a_move_costs_two_seconds {
+            $(#[test] fn $name() { super::a_move_costs_little(crate::classes::Class::$class); })*
+        }
+    };
+}
+
+rows! {
+    none: None,
+    full_cone: FullCone,
+    address_restricted: AddressRestricted,
+    port_restricted: PortRestricted,
+    fig_4a: Fig4A,
+    fig_4b_step_1: Fig4BStep1,
+    fig_4b_step_4: Fig4BStep4,
+    fig_4b_step_minus_1: Fig4BStepMinus1,
+    address_dependent: AddressDependent,
+    masquerade: Masquerade,
+    cone_in_cone: ConeInCone,
+    symmetric_in_cone: SymmetricInCone,
+    cone_in_symmetric: ConeInSymmetric,
+    fig_4b_poisonable: Fig4BPoisonable,
+}
