@@ -181,6 +181,9 @@ mod tests {
         assert!(remedy_for_unknown(&INTERFACE, "Listen-Port").starts_with("Did you mean `listen_port`?"));
         assert!(remedy_for_unknown(&MEMBER, "peers").contains("[[peer]]"));
         assert_eq!(remedy_for_unknown(&INTERFACE, "servers"), "`servers` belongs in [discovery].");
-        assert!(remedy_for_unknown(&PUNCH, "colour").contains("window, sockets, probes, entries, rate, hard_calls, timeout"));
+        assert!(
+            remedy_for_unknown(&PUNCH, "colour")
+                .contains("window, sockets, probes, entries, rate, hard_calls, timeout")
+        );
     }
 }

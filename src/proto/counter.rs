@@ -265,7 +265,8 @@ mod tests {
 
     #[test]
     fn a_restart_is_no_traffic() {
-        let rate = counter(1, &[(0, 7000, 0), (100, 7031, 1), (200, 52000, 2), (300, 52031, 3)]).rate().expect("is known");
+        let rate =
+            counter(1, &[(0, 7000, 0), (100, 7031, 1), (200, 52000, 2), (300, 52031, 3)]).rate().expect("is known");
         assert_eq!(rate.per_s, 300.0);
     }
 

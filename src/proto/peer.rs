@@ -26,20 +26,20 @@ use rand_chacha::rand_core::RngCore;
 
 use super::action::{Drop, Event};
 use super::allowance::Allowance;
+use super::budget::Budget;
 use super::config::{self, Connect};
 use super::context::{Local, PeerId};
 use super::introduction::{Passers, Standing, Via};
-use super::budget::Budget;
 use super::message_control::{CallId, Hold, Report};
 use super::noise::Received;
 use super::noise::export::Open;
 use super::path::{Due, Goal, News, Paths, Way};
 use super::punch::Punch;
-use punching::{Parties, Updating};
 use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
+use punching::{Parties, Updating};
 
 /// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
 /// forget; above 15 s, which is what a peer may cost; with a handshake each 120 s it comes to one packet in 17 s.

@@ -263,11 +263,13 @@ pub fn port(report: &Report) -> Port {
             fixed(tuple, Sockets::Reported, report.filtering)
         }
         // Whoever has a mapped port is there, whatever else its NAT does.
-        _ if mapped.is_some() => {
-            mapped.map_or(Port::Unknown, |at| fixed(at, Sockets::Main, Filtering::Unknown))
-        }
+        _ if mapped.is_some() => mapped.map_or(Port::Unknown, |at| fixed(at, Sockets::Main, Filtering::Unknown)),
         (_, Allocation::SecondPriority { .. }) if let Some(at) = fresh => {
-            if by_address { fixed(at, Sockets::Fresh, report.filtering) } else { Port::Fresh(at) }
+            if by_address {
+                fixed(at, Sockets::Fresh, report.filtering)
+            } else {
+                Port::Fresh(at)
+            }
         }
         (_, Allocation::Sequential { step } | Allocation::SecondPriority { step }) => {
             moving(report, tuple, step, by_address)
@@ -316,13 +318,13 @@ pub fn terms(caller: &Report, called: &Report, since_call: Duration, until_start
 
 /// All rounds of a call.
 pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> Plan {
-    let pair = Pair { caller, called, terms, punch, pace: Pace::of(terms), budget: common(caller.budget, called.budget) };
+    let pair =
+        Pair { caller, called, terms, punch, pace: Pace::of(terms), budget: common(caller.budget, called.budget) };
     let (a, b) = (port(caller), port(called));
     let mut plan = match (&a, &b) {
         (Port::Fixed { .. } | Port::Fresh(_), Port::Fixed { .. } | Port::Fresh(_)) => direct::plan(&pair, &a, &b),
-        (Port::Moving(_), Port::Fixed { .. } | Port::Fresh(_)) | (Port::Fixed { .. } | Port::Fresh(_), Port::Moving(_)) => {
-            hold::plan(&pair, &a, &b)
-        }
+        (Port::Moving(_), Port::Fixed { .. } | Port::Fresh(_))
+        | (Port::Fixed { .. } | Port::Fresh(_), Port::Moving(_)) => hold::plan(&pair, &a, &b),
         (Port::Moving(_), Port::Moving(_)) => sweep::plan(&pair, &a, &b),
         (Port::Random(random), Port::Fixed { .. }) => scatter::plan(&pair, *random, &b, true),
         (Port::Fixed { .. }, Port::Random(random)) => scatter::plan(&pair, *random, &a, false),

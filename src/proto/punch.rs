@@ -101,7 +101,12 @@ pub struct Punch {
 enum Aimed {
     Volley(Vec<(SocketId, SocketAddr)>),
     /// Drawn as it goes: grids are too large to be laid out.
-    Paced { draws: Vec<Draw>, at: Line, each: u32, next: u64 },
+    Paced {
+        draws: Vec<Draw>,
+        at: Line,
+        each: u32,
+        next: u64,
+    },
 }
 
 /// One socket's own order of a line's ports: each once, from anywhere, by a stride that shares no factor with their number.
@@ -192,7 +197,11 @@ impl Punch {
 
     /// What is being tried now.
     pub fn strategy(&self) -> Option<Strategy> {
-        self.setup.plan.rounds.get(self.round.min(self.setup.plan.rounds.len().saturating_sub(1))).map(|round| round.strategy)
+        self.setup
+            .plan
+            .rounds
+            .get(self.round.min(self.setup.plan.rounds.len().saturating_sub(1)))
+            .map(|round| round.strategy)
     }
 
     /// Whether it does what a network notices, which a member does for few peers at a time.
@@ -309,7 +318,8 @@ impl Punch {
         let next_round = self.round_start(self.round + 1);
         let Some(side) = self.side() else { return Some(next_round) };
         if side.timing == Timing::Paced {
-            let done = matches!(&self.aimed, Some(Aimed::Paced { draws, each, next, .. }) if *next >= places(draws, *each));
+            let done =
+                matches!(&self.aimed, Some(Aimed::Paced { draws, each, next, .. }) if *next >= places(draws, *each));
             let tick = self.round_start(self.round) + TICK * u32::try_from(self.volley).unwrap_or(u32::MAX);
             return Some(if done { next_round } else { tick.min(next_round) });
         }

@@ -11,24 +11,25 @@
 //! One thread, one heap, one `poll` with a deadline: idle when the wire is. Prints `ready` once packets are carried, and
 //! ends when the device goes away.
 
+mod timers;
+mod tun;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use timers::precise_timers;
+use tun::{MAX_PACKET, attach, wait};
 
 /// Packets on the wire at most: 20,000 packets a second for three seconds. What comes on top is lost, as on a real one.
 const CAPACITY: usize = 60_000;
 /// Packets read in one go before those that are due are written, so that a flood in can't starve the way out.
 const BATCH: usize = 64;
-/// The largest packet of a device without offloads.
-const MAX_PACKET: usize = 65_535;
 
 struct Site {
     prefix: IpNet,
@@ -103,7 +104,8 @@ fn carry(options: &Options) -> Result<(), String> {
     let mut buffer = vec![0; MAX_PACKET];
     let mut order = 0;
     loop {
-        wait(&tun, wire.peek().map(|Reverse(held)| held.due))?;
+        let due = wire.peek().map(|Reverse(held)| held.due.saturating_duration_since(Instant::now()));
+        wait([tun.as_raw_fd()], due)?;
         for _ in 0..BATCH {
             let packet = match tun.read(&mut buffer) {
                 Ok(length) => &mut buffer[..length],
@@ -187,54 +189,4 @@ impl Dice {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((mixed ^ (mixed >> 31)) % u64::from(limit)) as u32
     }
-}
-
-/// Opens the TUN device, non-blocking, packets without a header of the device's own.
-fn attach(device: &str) -> Result<File, String> {
-    let tun = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/net/tun")
-        .map_err(|error| format!("/dev/net/tun: {error}"))?;
-
-    // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if device.is_empty() || device.len() >= request.ifr_name.len() {
-        return Err(format!("not a device's name: {device}"));
-    }
-    for (slot, byte) in request.ifr_name.iter_mut().zip(device.bytes()) {
-        *slot = byte as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which outlives the call.
-    if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &mut request) } < 0 {
-        return Err(format!("{device}: {}", std::io::Error::last_os_error()));
-    }
-    Ok(tun)
-}
-
-/// Asks for timers to the microsecond; the default lets them run 50 µs late.
-fn precise_timers() {
-    // SAFETY: PR_SET_TIMERSLACK takes one number and touches no memory of ours.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
-}
-
-/// Sleeps until the device has a packet or `deadline` is there.
-fn wait(tun: &File, deadline: Option<Instant>) -> Result<(), String> {
-    let mut watched = libc::pollfd { fd: tun.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let timeout = left.map(|left| libc::timespec {
-        tv_sec: left.as_secs() as libc::time_t,
-        tv_nsec: left.subsec_nanos() as libc::c_long,
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: one `pollfd` is passed as one, and it and the timeout outlive the call; no signal mask is set.
-    if unsafe { libc::ppoll(&mut watched, 1, timeout, std::ptr::null()) } < 0 {
-        let error = std::io::Error::last_os_error();
-        if error.kind() != ErrorKind::Interrupted {
-            return Err(format!("poll: {error}"));
-        }
-    }
-    Ok(())
 }

@@ -77,11 +77,12 @@ impl Lab {
         lab
     }
 
-    /// Runs `scripts/lab COMMAND NAME ARGUMENTS`.
-    pub fn script(&self, command: &str, arguments: &str) {
+    /// Runs `scripts/lab COMMAND NAME ARGUMENTS`; what it prints.
+    pub fn script(&self, command: &str, arguments: &str) -> String {
         let output = script().arg(command).arg(&self.name).args(arguments.split_whitespace()).output();
         let output = output.expect("scripts/lab can be started");
         assert!(output.status.success(), "scripts/lab {command} {arguments}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 
     /// Waits without keeping other tests from their work.

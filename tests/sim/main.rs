@@ -8,6 +8,7 @@
 //!     crook, firewall                 a bad peer; a member's own firewall
 //!       world, nat, link              the network, which knows nothing of p2ptund (world_tests, nat/tests)
 //!         dice, watch                 chance, the transcript, and the detector of machines that never rest
+//!           own_nat                   nothing of the simulator's: the same NAT with real packets, whose tests need `nat`
 //! ```
 //!
 //! - `cargo test --test sim` runs everything, 30 seeds a pair; `-- pairs --nocapture` prints the matrix.
@@ -21,6 +22,7 @@
 mod after;
 mod classes;
 mod crook;
+mod datagram;
 mod dice;
 mod firewall;
 mod grid;
@@ -33,6 +35,12 @@ mod matrix;
 mod member;
 mod mesh;
 mod nat;
+#[path = "../lab/own_nat"]
+mod own_nat {
+    mod gateway;
+    mod kind;
+    mod packet;
+}
 mod pairs;
 mod pinger;
 mod scene;

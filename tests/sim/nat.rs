@@ -15,7 +15,11 @@
 //!   and remembers it for 30 s. A mapping that needs that 5-tuple gets another, random port; a sequential allocator that is
 //!   bound to its counter has no other, and the datagram is dropped.
 //! - Cross traffic moves a sequential counter, and takes no port for long.
+//! - Of several public addresses, a host keeps the one that it got first (paired), or each mapping gets any (RFC 4787, 4.1).
+//!   Each has its own ports. Port maps are on the first.
 //! - IPv6 is not translated; a stateful filter (by address and port) stands in its way.
+//!
+//! The lab's own NAT (`tests/lab/own_nat.rs`) is this model, too, with real packets.
 
 mod ports;
 #[cfg(test)]
@@ -27,8 +31,8 @@ use std::time::Duration;
 
 use p2ptund::proto::Instant;
 
+use crate::datagram::Datagram;
 use crate::dice::Dice;
-use crate::world::Datagram;
 pub use ports::Allocation;
 use ports::Ports;
 
@@ -38,6 +42,13 @@ pub enum Scope {
     Endpoint,
     Address,
     AddressAndPort,
+}
+
+/// Which of several public addresses a mapping gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pooling {
+    Paired,
+    Arbitrary,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +71,9 @@ pub struct Profile {
     pub limit: usize,
     /// New mappings a second by other users of the same NAT.
     pub cross_traffic: f64,
+    /// Public addresses besides the first.
+    pub more_addresses: Vec<Ipv4Addr>,
+    pub pooling: Pooling,
 }
 
 /// Linux: `nf_conntrack_udp_timeout_stream` and `nf_conntrack_udp_timeout`.
@@ -83,6 +97,8 @@ impl Profile {
             forbids_from: None,
             limit: 16_384,
             cross_traffic: 0.0,
+            more_addresses: Vec::new(),
+            pooling: Pooling::Paired,
         }
     }
 
@@ -111,7 +127,7 @@ pub enum Loss {
 type Key = (SocketAddrV4, Option<Ipv4Addr>, Option<u16>);
 
 struct Mapping {
-    port: u16,
+    outside: SocketAddrV4,
     replied: bool,
     expires: Instant,
     /// Remotes that were sent to, until when each may answer.
@@ -150,11 +166,14 @@ impl Permits {
 pub struct Nat {
     pub wan: Ipv4Addr,
     pub profile: Profile,
-    ports: Ports,
+    /// Of each public address, `wan` first.
+    ports: Vec<(Ipv4Addr, Ports)>,
     mappings: BTreeMap<Key, Mapping>,
-    by_port: BTreeMap<u16, Vec<Key>>,
-    /// Unsolicited flows to the router itself: outside port and remote, until when.
-    strays: BTreeMap<(u16, SocketAddrV4), Instant>,
+    by_outside: BTreeMap<SocketAddrV4, Vec<Key>>,
+    /// Where a host is paired with one of several public addresses, by its place in `ports`.
+    pairs: BTreeMap<Ipv4Addr, usize>,
+    /// Unsolicited flows to the router itself: outside endpoint and remote, until when.
+    strays: BTreeMap<(SocketAddrV4, SocketAddrV4), Instant>,
     /// Port maps that a host asked for: outside port to inside endpoint.
     forwards: BTreeMap<u16, SocketAddrV4>,
     /// Flows that came in through a port map, and so answer from its port: inside, remote to outside port.
@@ -171,12 +190,14 @@ pub struct Nat {
 
 impl Nat {
     pub fn new(wan: Ipv4Addr, profile: Profile, dice: &mut Dice) -> Self {
+        let addresses = std::iter::once(wan).chain(profile.more_addresses.iter().copied());
         Self {
             wan,
-            ports: Ports::new(&profile, dice),
+            ports: addresses.map(|address| (address, Ports::new(&profile, dice))).collect(),
             profile,
             mappings: BTreeMap::new(),
-            by_port: BTreeMap::new(),
+            by_outside: BTreeMap::new(),
+            pairs: BTreeMap::new(),
             strays: BTreeMap::new(),
             forwards: BTreeMap::new(),
             forwarded: BTreeMap::new(),
@@ -197,7 +218,8 @@ impl Nat {
     /// What UPnP would do: everybody may reach `inside` at `external`. `false` where that port is in use.
     pub fn forward_port(&mut self, now: Instant, external: u16, inside: SocketAddrV4) -> bool {
         let theirs = |key: &&Key| key.0 != inside && self.mappings.get(*key).is_some_and(|m| m.expires > now);
-        if self.by_port.get(&external).is_some_and(|keys| keys.iter().any(|key| theirs(&key))) {
+        let outside = SocketAddrV4::new(self.wan, external);
+        if self.by_outside.get(&outside).is_some_and(|keys| keys.iter().any(|key| theirs(&key))) {
             return false;
         }
         *self.forwards.entry(external).or_insert(inside) == inside
@@ -225,19 +247,19 @@ impl Nat {
                 return Ok(());
             }
         };
-        let port = match self.forwarded.get_mut(&(inside, remote)) {
+        let outside = match self.forwarded.get_mut(&(inside, remote)) {
             Some((port, expires)) if *expires > now => {
                 *expires = now + self.profile.lifetime;
-                *port
+                SocketAddrV4::new(self.wan, *port)
             }
             _ => self.map(now, dice, inside, remote)?,
         };
-        datagram.src = SocketAddr::V4(SocketAddrV4::new(self.wan, port));
+        datagram.src = SocketAddr::V4(outside);
         datagram.ttl -= 1;
         Ok(())
     }
 
-    /// A datagram to `wan` (or, IPv6, to a host inside) came: `dst` becomes the inside endpoint.
+    /// A datagram to a public address (or, IPv6, to a host inside) came: `dst` becomes the inside endpoint.
     pub fn inbound(&mut self, now: Instant, datagram: &mut Datagram) -> Result<(), Loss> {
         self.sweep(now);
         let (remote, outside) = match (datagram.src, datagram.dst) {
@@ -248,16 +270,15 @@ impl Nat {
                 return spend_hop(datagram);
             }
         };
-        let port = outside.port();
-        if let Some(inside) = self.forwards.get(&port) {
+        if let Some(inside) = self.forward_at(outside) {
             spend_hop(datagram)?;
-            self.forwarded.insert((*inside, remote), (port, now + self.profile.lifetime));
-            datagram.dst = SocketAddr::V4(*inside);
+            self.forwarded.insert((inside, remote), (outside.port(), now + self.profile.lifetime));
+            datagram.dst = SocketAddr::V4(inside);
             return Ok(());
         }
-        let Some(key) = self.admitted(now, port, remote) else {
+        let Some(key) = self.admitted(now, outside, remote) else {
             if self.profile.poisonable {
-                self.strays.insert((port, remote), now + self.profile.unreplied);
+                self.strays.insert((outside, remote), now + self.profile.unreplied);
             }
             return Err(Loss::Filtered);
         };
@@ -273,23 +294,54 @@ impl Nat {
         Ok(())
     }
 
-    /// The outside port for a flow, and the permission for its remote to answer.
-    fn map(&mut self, now: Instant, dice: &mut Dice, inside: SocketAddrV4, remote: SocketAddrV4) -> Result<u16, Loss> {
-        self.ports.let_others_pass(now, self.profile.cross_traffic, dice);
-        let key = match self.profile.mapping {
+    /// Whose flow to `remote` has that outside endpoint; for the router that got an ICMP error about it.
+    pub fn inside_of(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> Option<SocketAddrV4> {
+        let mut own = self.live_on(now, outside).filter(|(_, mapping)| mapping.permits.hold(remote, now));
+        own.next().map(|(key, _)| key.0).or_else(|| self.forward_at(outside))
+    }
+
+    /// The outside endpoint of a flow that there is; for the router that passes an ICMP error of its own host on.
+    pub fn outside_of(&self, now: Instant, inside: SocketAddrV4, remote: SocketAddrV4) -> Option<SocketAddrV4> {
+        let mapped = self.mappings.get(&self.key(inside, remote)).filter(|mapping| mapping.expires > now);
+        let forwarded = || self.forwarded.get(&(inside, remote)).filter(|(_, expires)| *expires > now);
+        mapped
+            .map(|mapping| mapping.outside)
+            .or_else(|| forwarded().map(|(port, _)| SocketAddrV4::new(self.wan, *port)))
+    }
+
+    fn key(&self, inside: SocketAddrV4, remote: SocketAddrV4) -> Key {
+        match self.profile.mapping {
             Scope::Endpoint => (inside, None, None),
             Scope::Address => (inside, Some(*remote.ip()), None),
             Scope::AddressAndPort => (inside, Some(*remote.ip()), Some(remote.port())),
-        };
+        }
+    }
+
+    fn forward_at(&self, outside: SocketAddrV4) -> Option<SocketAddrV4> {
+        self.forwards.get(&outside.port()).filter(|_| *outside.ip() == self.wan).copied()
+    }
+
+    /// The outside endpoint for a flow, and the permission for its remote to answer.
+    fn map(
+        &mut self,
+        now: Instant,
+        dice: &mut Dice,
+        inside: SocketAddrV4,
+        remote: SocketAddrV4,
+    ) -> Result<SocketAddrV4, Loss> {
+        for (_, ports) in &mut self.ports {
+            ports.let_others_pass(now, self.profile.cross_traffic, dice);
+        }
+        let key = self.key(inside, remote);
         if self.mappings.get(&key).is_none_or(|mapping| mapping.expires <= now) {
             self.forget(&key);
             if self.mappings.len() >= self.profile.limit {
                 return Err(Loss::Full);
             }
-            let port = self.choose_port(now, dice, inside, remote)?;
-            let mapping = Mapping { port, replied: false, expires: now, permits: Permits::default() };
+            let outside = self.choose_outside(now, dice, inside, remote)?;
+            let mapping = Mapping { outside, replied: false, expires: now, permits: Permits::default() };
             self.mappings.insert(key, mapping);
-            self.by_port.entry(port).or_default().push(key);
+            self.by_outside.entry(outside).or_default().push(key);
             self.created += 1;
             *self.created_for.entry(*inside.ip()).or_default() += 1;
             self.peak = self.peak.max(self.mappings.len());
@@ -298,17 +350,19 @@ impl Nat {
         let lives = if mapping.replied { self.profile.lifetime } else { self.profile.unreplied };
         mapping.expires = now + lives;
         mapping.permits.give(remote, now + lives);
-        Ok(mapping.port)
+        Ok(mapping.outside)
     }
 
-    fn choose_port(
+    fn choose_outside(
         &mut self,
         now: Instant,
         dice: &mut Dice,
         inside: SocketAddrV4,
         remote: SocketAddrV4,
-    ) -> Result<u16, Loss> {
-        let wanted = inside.port();
+    ) -> Result<SocketAddrV4, Loss> {
+        let which = self.choose_address(dice, *inside.ip());
+        let address = self.ports[which].0;
+        let wanted = SocketAddrV4::new(address, inside.port());
         match self.profile.allocation {
             Allocation::Preserving if !self.conflicts(now, wanted, inside, remote) => return Ok(wanted),
             Allocation::SecondPriority { .. } => {
@@ -321,46 +375,59 @@ impl Nat {
             }
             _ => {}
         }
-        for _ in 0..self.ports.tries() {
-            let port = self.ports.next(dice);
-            if self.is_stray(now, port, remote) {
-                if self.ports.counts() {
+        for _ in 0..self.ports[which].1.tries() {
+            let outside = SocketAddrV4::new(address, self.ports[which].1.next(dice));
+            if self.is_stray(now, outside, remote) {
+                if self.ports[which].1.counts() {
                     return Err(Loss::PortTaken);
                 }
-            } else if !self.held(now, port) {
-                return Ok(port);
+            } else if !self.held(now, outside) {
+                return Ok(outside);
             } else {
-                self.ports.step_aside(port);
+                self.ports[which].1.step_aside(outside.port());
             }
         }
         Err(Loss::Full)
     }
 
-    /// Whether `inside` can't have outside `port` towards `remote`, where it would keep its own port.
-    fn conflicts(&self, now: Instant, port: u16, inside: SocketAddrV4, remote: SocketAddrV4) -> bool {
+    /// Which public address, by its place in `ports`.
+    fn choose_address(&mut self, dice: &mut Dice, host: Ipv4Addr) -> usize {
+        let last = self.ports.len() - 1;
+        if last == 0 {
+            return 0;
+        }
+        let any = usize::try_from(dice.between(0, last as u64)).expect("is a place in a list");
+        match self.profile.pooling {
+            Pooling::Paired => *self.pairs.entry(host).or_insert(any),
+            Pooling::Arbitrary => any,
+        }
+    }
+
+    /// Whether `inside` can't have `outside` towards `remote`, where it would keep its own port.
+    fn conflicts(&self, now: Instant, outside: SocketAddrV4, inside: SocketAddrV4, remote: SocketAddrV4) -> bool {
         let by_tuple = self.profile.mapping == Scope::AddressAndPort;
-        self.is_stray(now, port, remote)
-            || self.forwards.get(&port).is_some_and(|owner| *owner != inside)
+        self.is_stray(now, outside, remote)
+            || self.forward_at(outside).is_some_and(|owner| owner != inside)
             || self
-                .live_on(now, port)
+                .live_on(now, outside)
                 .any(|(key, mapping)| key.0 != inside && (!by_tuple || mapping.permits.hold(remote, now)))
     }
 
-    fn held(&self, now: Instant, port: u16) -> bool {
-        self.forwards.contains_key(&port) || self.live_on(now, port).next().is_some()
+    fn held(&self, now: Instant, outside: SocketAddrV4) -> bool {
+        self.forward_at(outside).is_some() || self.live_on(now, outside).next().is_some()
     }
 
-    fn is_stray(&self, now: Instant, port: u16, remote: SocketAddrV4) -> bool {
-        self.strays.get(&(port, remote)).is_some_and(|until| *until > now)
+    fn is_stray(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> bool {
+        self.strays.get(&(outside, remote)).is_some_and(|until| *until > now)
     }
 
-    fn live_on(&self, now: Instant, port: u16) -> impl Iterator<Item = (&Key, &Mapping)> {
-        let keys = self.by_port.get(&port).map_or(&[][..], Vec::as_slice);
+    fn live_on(&self, now: Instant, outside: SocketAddrV4) -> impl Iterator<Item = (&Key, &Mapping)> {
+        let keys = self.by_outside.get(&outside).map_or(&[][..], Vec::as_slice);
         keys.iter().filter_map(move |key| self.mappings.get(key).filter(|m| m.expires > now).map(|m| (key, m)))
     }
 
-    /// The mapping on `port` by which `remote` may come in: its own first, where several share the port.
-    fn admitted(&self, now: Instant, port: u16, remote: SocketAddrV4) -> Option<Key> {
+    /// The mapping on `outside` by which `remote` may come in: its own first, where several share it.
+    fn admitted(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> Option<Key> {
         let own = |mapping: &Mapping| mapping.permits.hold(remote, now);
         let may = |mapping: &Mapping| match self.profile.filtering {
             Scope::Endpoint => true,
@@ -368,16 +435,16 @@ impl Nat {
             Scope::AddressAndPort => own(mapping),
         };
         let find =
-            |test: &dyn Fn(&Mapping) -> bool| self.live_on(now, port).find(|(_, m)| test(m)).map(|(key, _)| *key);
+            |test: &dyn Fn(&Mapping) -> bool| self.live_on(now, outside).find(|(_, m)| test(m)).map(|(key, _)| *key);
         find(&own).or_else(|| find(&may))
     }
 
     fn forget(&mut self, key: &Key) {
         if let Some(mapping) = self.mappings.remove(key) {
-            let keys = self.by_port.entry(mapping.port).or_default();
+            let keys = self.by_outside.entry(mapping.outside).or_default();
             keys.retain(|other| other != key);
             if keys.is_empty() {
-                self.by_port.remove(&mapping.port);
+                self.by_outside.remove(&mapping.outside);
             }
         }
     }
@@ -395,7 +462,7 @@ impl Nat {
     }
 
     pub fn owns(&self, address: IpAddr) -> bool {
-        address == IpAddr::V4(self.wan)
+        self.ports.iter().any(|(own, _)| address == IpAddr::V4(*own))
     }
 }
 

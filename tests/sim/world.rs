@@ -17,22 +17,15 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use p2ptund::proto::Instant;
 
+pub use crate::datagram::Datagram;
 use crate::dice::Dice;
 use crate::link::{Direction, Link};
 use crate::nat::{Loss, Nat, Profile};
 use crate::watch::{Busy, Transcript};
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Datagram {
-    pub src: SocketAddr,
-    pub dst: SocketAddr,
-    pub ttl: u8,
-    pub payload: Vec<u8>,
-}
 
 /// What a machine sees of the world while it acts.
 pub struct Moment<'a> {
@@ -170,9 +163,12 @@ impl<M: Machine> World<M> {
         let id = NatId(self.routers.len());
         let inside = NetId(self.networks.len());
         self.networks.push(Network { gateway: Some(id), owners: BTreeMap::new() });
+        let addresses: Vec<Ipv4Addr> = std::iter::once(wan).chain(profile.more_addresses.iter().copied()).collect();
         let nat = Nat::new(wan, profile, &mut self.dice);
         self.routers.push(Router { nat, link, inside, outside });
-        self.own(outside, wan.into(), Owner::Nat(id));
+        for address in addresses {
+            self.own(outside, address.into(), Owner::Nat(id));
+        }
         (id, inside)
     }
 

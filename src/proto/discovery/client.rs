@@ -221,7 +221,8 @@ impl Client {
                 ips.push(target.address.ip());
             }
         }
-        let at = |ip: &IpAddr, nth: usize| all.iter().filter(move |target| target.address.ip() == *ip).nth(nth).copied();
+        let at =
+            |ip: &IpAddr, nth: usize| all.iter().filter(move |target| target.address.ip() == *ip).nth(nth).copied();
         let rounds = if by_address { 1 } else { DISCOVERY_PORTS.len() };
         let ips = &ips[..ips.len().min(MAX_ADDRESSES)];
         (0..rounds).flat_map(|nth| ips.iter().filter_map(move |ip| at(ip, nth))).take(most).collect()
@@ -517,7 +518,8 @@ impl Client {
         let by_address = self.nat.mapping == Mapping::AddressDependent;
         for (nth, seen) in looks.iter().enumerate() {
             // By address, another port of a server shows the mapping that the first one showed.
-            let same = |other: &Observation| other.local_port == seen.local_port && other.server.ip() == seen.server.ip();
+            let same =
+                |other: &Observation| other.local_port == seen.local_port && other.server.ip() == seen.server.ip();
             if by_address && looks[..nth].iter().any(same) {
                 continue;
             }

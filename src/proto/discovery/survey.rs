@@ -136,7 +136,19 @@ impl Survey {
             })
             .collect();
         let (fresh, tells_mapping, tries, shots) = (true, true, TRIES, Vec::new());
-        Self { socket, local_port, started: now, fresh, tells_mapping, tries, shots, first_answer: None, last_answer: None, waited: false, queries }
+        Self {
+            socket,
+            local_port,
+            started: now,
+            fresh,
+            tells_mapping,
+            tries,
+            shots,
+            first_answer: None,
+            last_answer: None,
+            waited: false,
+            queries,
+        }
     }
 
     /// The socket has sent to these servers before: the answers show mappings that were made then.

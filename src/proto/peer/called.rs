@@ -89,7 +89,8 @@ impl Peer {
         self.call_began.get_or_insert(now);
         // Who calls beside a path has found that it broke.
         self.broke |= self.paths.current().is_some();
-        let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, via, holds: Vec::new(), tries: 0 };
+        let incoming =
+            Incoming { passed: passed.to_vec(), received, call, came: now, via, holds: Vec::new(), tries: 0 };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);
         Ok(())
@@ -146,7 +147,8 @@ impl Peer {
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
         let sockets = Sockets { reported: socket, fresh, watch: None };
-        let hard = plan::plan(&call.report, &ours, &terms, &local.punch).rounds.first().is_some_and(plan::Round::is_hard);
+        let hard =
+            plan::plan(&call.report, &ours, &terms, &local.punch).rounds.first().is_some_and(plan::Round::is_hard);
         if hard && !local.take_hard_turn(self.id) {
             self.end_sockets(local, socket, fresh);
             // A replay gets no abort, and needs none.

@@ -295,8 +295,19 @@ impl Peer {
         local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
         let due = now + retry_after(&report);
         let abort = keys.abort;
-        let calling =
-            Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, passers: Passers::default(), watch };
+        let calling = Calling {
+            id,
+            passed,
+            report,
+            socket,
+            fresh,
+            abort,
+            index,
+            due,
+            tries: 0,
+            passers: Passers::default(),
+            watch,
+        };
         self.call = Call::Calling(Box::new(calling));
         if !self.failed {
             self.why = None;
@@ -356,13 +367,7 @@ impl Peer {
         self.drive(now, local);
     }
 
-    pub(super) fn handle_answer(
-        &mut self,
-        now: Instant,
-        local: &mut Local,
-        via: Via,
-        rest: &[u8],
-    ) -> Result<(), Drop> {
+    pub(super) fn handle_answer(&mut self, now: Instant, local: &mut Local, via: Via, rest: &[u8]) -> Result<(), Drop> {
         let (response, sealed) = rest.split_at_checked(RESPONSE_LEN).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = &self.call else { return Err(Drop::Unknown) };
         let (id, index) = (calling.id, calling.index);

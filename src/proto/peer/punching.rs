@@ -10,8 +10,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::calling::{FIRST_REST, UPDATE, retry_after};
 use super::called::COMPUTING;
+use super::calling::{FIRST_REST, UPDATE, retry_after};
 use super::{Call, Incoming, Peer, Punching, words};
 use crate::proto::action::Drop;
 use crate::proto::budget::Budget;
@@ -303,8 +303,7 @@ impl Peer {
         let old = punching.punch.replan(now, start, plan, socket);
         let update = Update { id: parties.id, report: parties.ours.clone() };
         let index = punching.index;
-        if let Some(sealed) =
-            self.tunnel.seal_probe(now, index, &Dudp::MessageControl.header(), &update.encode())
+        if let Some(sealed) = self.tunnel.seal_probe(now, index, &Dudp::MessageControl.header(), &update.encode())
             && let Call::Punching(punching) = &mut self.call
         {
             let passed = [[UPDATE].as_slice(), &sealed].concat();

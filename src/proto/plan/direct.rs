@@ -23,7 +23,12 @@ fn fresh(report: &Report) -> Option<Port> {
 }
 
 fn round(pair: &Pair<'_>, a: &Port, b: &Port) -> Round {
-    Round { strategy: Strategy::Direct, length: pair.terms.round, caller: side(a, b, Timing::Volleys), called: side(b, a, Timing::Opened) }
+    Round {
+        strategy: Strategy::Direct,
+        length: pair.terms.round,
+        caller: side(a, b, Timing::Volleys),
+        called: side(b, a, Timing::Opened),
+    }
 }
 
 /// From `from`'s socket to `to`'s port. Who has a mapped port needs no hole in a NAT, and must make none: what leaves it for the

@@ -49,11 +49,8 @@ fn of_two(pair: &Pair<'_>, a: Random, b: Random) -> Plan {
     let narrow = a.ports.count.min(b.ports.count);
     let affordable = pair.budget.probes / n;
     let shots = each(ENOUGH).min(affordable).clamp(1, narrow);
-    let outlook = if shots >= each(FEW).min(narrow) {
-        Outlook::Good
-    } else {
-        Outlook::NeedsProbes(rounded(n * each(ENOUGH)))
-    };
+    let outlook =
+        if shots >= each(FEW).min(narrow) { Outlook::Good } else { Outlook::NeedsProbes(rounded(n * each(ENOUGH))) };
     let grid = |at: Line| {
         let target = Target::Draw { at, each: shots };
         Some(Side { sockets: Sockets::Row(n), target, timing: Timing::Paced })
@@ -69,7 +66,8 @@ fn with_row(pair: &Pair<'_>, random: Random, moving: &Moving, random_calls: bool
     let meetings = f64::from(n) * f64::from(row) / f64::from(random.ports.count);
     if row == 0 || meetings < LITTLE {
         let needs = Outlook::NeedsProbes(rounded(n * (ROW + SLACK)));
-        return Plan { outlook: needs, ..cells::plan(pair, &Port::Random(random), &Port::Moving(moving.clone())) }.placed(random_calls);
+        return Plan { outlook: needs, ..cells::plan(pair, &Port::Random(random), &Port::Moving(moving.clone())) }
+            .placed(random_calls);
     }
     let first = counter::after(moving.last.port(), moving.step, 1 - BEFORE, moving.range);
     let at = Line { ip: moving.last.ip(), first, step: moving.step, count: row + SLACK, range: moving.range };

@@ -12,7 +12,8 @@
 //! trip to its servers later; the called member waits for that. Where no hold comes, the shotgun is left.
 
 use super::{
-    Moving, Outlook, Pair, Plan, Port, Round, Side, Sockets, Strategy, Target, Timing, direct, is_open, placed, ports_of,
+    Moving, Outlook, Pair, Plan, Port, Round, Side, Sockets, Strategy, Target, Timing, direct, is_open, placed,
+    ports_of,
 };
 use crate::proto::nat::Filtering;
 

@@ -13,7 +13,9 @@
 //!
 //! A side that moves by address holds one mapping towards the other, whose port it knows; then it is fixed.
 
-use super::{Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, placed};
+use super::{
+    Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, placed,
+};
 use crate::proto::nat::Filtering;
 
 /// Misses once in 5,000 tries.

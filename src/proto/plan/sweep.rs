@@ -33,9 +33,8 @@ const SURE: f64 = 2.5;
 
 /// Where the called member holds mappings to, for a caller whose counter moves.
 pub fn places(them: &Moving, report: &Report, ahead: Duration) -> Vec<SocketAddr> {
-    let at = |steps: i64| {
-        SocketAddr::new(them.last.ip(), counter::after(them.last.port(), them.step, steps, them.range))
-    };
+    let at =
+        |steps: i64| SocketAddr::new(them.last.ip(), counter::after(them.last.port(), them.step, steps, them.range));
     let Some(rate) = report.cross_traffic else { return UNKNOWN_PLACES.map(at).to_vec() };
     let Ahead { steps, error } = Ahead::after(report.age + ahead, rate.into());
     let mut places: Vec<SocketAddr> = Vec::new();

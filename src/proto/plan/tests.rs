@@ -62,7 +62,10 @@ fn a_held_port_is_shot_at_and_nothing_else() {
 #[test]
 fn a_called_member_waits_for_the_hold_of_a_caller_whose_ports_move() {
     assert_eq!(rounds(&counting(1), &there(cone())).rounds[0].strategy, Strategy::Wait);
-    assert_eq!(wants_hold(&counting(1), &there(cone()), false, Duration::ZERO, false), [SocketAddr::from((THEIRS, 40_000))]);
+    assert_eq!(
+        wants_hold(&counting(1), &there(cone()), false, Duration::ZERO, false),
+        [SocketAddr::from((THEIRS, 40_000))]
+    );
     assert!(wants_hold(&cone(), &there(counting(1)), true, Duration::ZERO, false).is_empty());
 }
 
@@ -116,7 +119,9 @@ fn what_the_budget_can_not_give_is_said_with_what_would() {
     assert!(matches!(rounds(&by_port, &there(by_port.clone())).outlook, Outlook::Poor(_)));
     assert!(matches!(rounds(&counting(1), &there(by_port.clone())).outlook, Outlook::Poor(_)));
     let by_address = random(Mapping::AddressDependent);
-    let Outlook::NeedsProbes(needs) = rounds(&by_address, &there(by_address.clone())).outlook else { panic!("says so") };
+    let Outlook::NeedsProbes(needs) = rounds(&by_address, &there(by_address.clone())).outlook else {
+        panic!("says so")
+    };
     assert!(needs <= 300_000);
     let rich = Report { budget: Budget { probes: needs, entries: 1280 }, ..by_address };
     assert_eq!(rounds(&rich, &there(rich.clone())).outlook, Outlook::Good);

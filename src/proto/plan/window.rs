@@ -77,7 +77,14 @@ fn of(pair: &Pair<'_>, caller: Option<Side>, called: Option<Side>) -> Round {
 }
 
 /// The fixed side shoots at the window, the moving one at the fixed port.
-fn against(pair: &Pair<'_>, moving: &Moving, at: Option<SocketAddr>, fixed: &Port, nth: usize, moving_calls: bool) -> Round {
+fn against(
+    pair: &Pair<'_>,
+    moving: &Moving,
+    at: Option<SocketAddr>,
+    fixed: &Port,
+    nth: usize,
+    moving_calls: bool,
+) -> Round {
     let shot = direct::side(&Port::Moving(moving.clone()), fixed, Timing::LowFirst);
     let sockets = if let Port::Fixed { from, .. } = fixed { *from } else { Sockets::Fresh };
     let target = at.and_then(|at| window(pair.punch, at, moving.step, moving.range, nth));

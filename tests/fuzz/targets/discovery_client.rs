@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use p2ptund::proto::config::{Discovery, Host, HostPort};
 use p2ptund::proto::discovery::client::Client;
-use p2ptund::proto::nat::Made;
 use p2ptund::proto::discovery::{PubInfo, Reply, Start};
+use p2ptund::proto::nat::Made;
 use p2ptund::proto::{Action, Instant, SocketId, stun};
 
 use super::input::{Input, bend};
@@ -58,7 +58,7 @@ pub fn run(data: &[u8]) {
                 _ => {
                     let made = u64::from(input.u16());
                     client.note_mappings(Made { sockets: made, by_address: made, by_port: made });
-                },
+                }
             },
             _ => {
                 let addresses: Vec<_> = (0..input.u8() % 8).map(|_| input.address().ip()).collect();

@@ -119,6 +119,66 @@ fn cross_traffic_moves_the_counter_as_often_as_it_says() {
 }
 
 #[test]
+fn cross_traffic_is_exact_at_a_carriers_rate_too() {
+    for step in [1, 256] {
+        let mut profile = Profile::new(Scope::AddressAndPort, Scope::AddressAndPort, Allocation::Sequential { step });
+        profile.cross_traffic = 3000.0;
+        profile.range = (1, 65535);
+        let mut bench = Bench::new(profile);
+        let mut last = bench.out(HERE, THERE);
+        let mut others = 0;
+        for remote in 1..=4000 {
+            bench.now = bench.now + Duration::from_millis(5);
+            let port = bench.out(HERE, endpoint([203, 0, 113, 9], remote));
+            others += (0..).find(|others| moved(last, step * (others + 1)) == port).expect("is a number of steps");
+            last = port;
+        }
+        // 20 s of a Poisson process: 60,000 on average, 245 to either side.
+        assert!((58_500..61_500).contains(&others), "step {step}: {others}");
+    }
+}
+
+/// A port in the range from 1 to 65,535, `by` further.
+fn moved(port: u16, by: i32) -> u16 {
+    u16::try_from((i64::from(port) - 1 + i64::from(by)).rem_euclid(65_535) + 1).expect("is a port")
+}
+
+#[test]
+fn of_several_public_addresses_a_host_keeps_one_or_gets_any() {
+    for pooling in [Pooling::Paired, Pooling::Arbitrary] {
+        let profile = Profile::new(Scope::AddressAndPort, Scope::AddressAndPort, Allocation::Sequential { step: 1 });
+        let more_addresses = vec![Ipv4Addr::new(203, 0, 113, 201), Ipv4Addr::new(203, 0, 113, 202)];
+        let mut bench = Bench::new(Profile { more_addresses, pooling, ..profile });
+        let mut outsides = std::collections::BTreeSet::new();
+        for remote in 1..=60 {
+            let remote = endpoint([203, 0, 113, 9], remote);
+            let mut datagram = Datagram { src: HERE, dst: remote, ttl: 64, payload: Vec::new() };
+            bench.nat.outbound(bench.now, &mut bench.dice, &mut datagram).expect("goes out");
+            assert!(bench.nat.owns(datagram.src.ip()));
+            outsides.insert(datagram.src.ip());
+            let mut answer = Datagram { src: remote, dst: datagram.src, ttl: 64, payload: Vec::new() };
+            assert_eq!(bench.nat.inbound(bench.now, &mut answer).map(|()| answer.dst), Ok(HERE));
+        }
+        assert_eq!(outsides.len(), if pooling == Pooling::Paired { 1 } else { 3 });
+    }
+}
+
+#[test]
+fn the_router_knows_whose_flow_an_error_is_about() {
+    let mut bench = bench(Scope::AddressAndPort, Scope::AddressAndPort, Allocation::Random);
+    let port = bench.out(HERE, THERE);
+    let v4 = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => v4,
+        SocketAddr::V6(_) => panic!("is IPv4"),
+    };
+    let outside = SocketAddrV4::new(bench.nat.wan, port);
+    assert_eq!(bench.nat.inside_of(bench.now, outside, v4(THERE)), Some(v4(HERE)));
+    assert_eq!(bench.nat.inside_of(bench.now, outside, v4(YONDER)), None);
+    assert_eq!(bench.nat.outside_of(bench.now, v4(HERE), v4(THERE)), Some(outside));
+    assert_eq!(bench.nat.outside_of(bench.now, v4(HERE), v4(YONDER)), None);
+}
+
+#[test]
 fn a_block_keeps_to_itself() {
     let mut bench = bench(Scope::AddressAndPort, Scope::AddressAndPort, Allocation::Block { size: 512 });
     let ports: Vec<u16> = (1..=400).map(|remote| bench.out(HERE, endpoint([203, 0, 113, 9], remote))).collect();
