@@ -47,6 +47,11 @@ const LOST_TRIES: u32 = 8;
 const RETRY: Duration = Duration::from_millis(400);
 /// … so many times in all: with 5 % loss each way all are lost once in 10,000.
 const TRIES: u32 = 4;
+/// How long a path that was left is still listened on: what is on its way there is not lost, and says nothing of where the peer
+/// is. A round trip by satellite, and the choice of the new path repeated a few times.
+const LINGER: Duration = Duration::from_secs(3);
+/// Paths that were left, so sockets that stay open for them: a call proves one or two on its way to the best.
+const MAX_LEFT: usize = 4;
 /// Challenges at once: one for the path in use, some for addresses that showed up. More are dropped.
 const MAX_CHALLENGES: usize = 8;
 
@@ -165,6 +170,8 @@ pub struct Paths {
     flow: Option<Flow>,
     checked: Option<Instant>,
     suspect: bool,
+    /// Paths that were left for others, the latest last, and until when they are listened on.
+    left: Vec<(Way, Instant)>,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
@@ -193,12 +200,32 @@ impl Paths {
     pub fn adopt(&mut self, now: Instant, way: Way, method: Method, proved: bool) {
         if !self.is_current(way) {
             self.rtt = None;
+            self.left.retain(|(left, _)| *left != way);
+            if self.left.len() == MAX_LEFT {
+                self.left.remove(0);
+            }
+            self.left.extend(self.current.map(|path| (path.way, now + LINGER)));
         }
         self.current = Some(Path { way, method, proved });
         self.last_heard = now;
         self.unanswered_since = None;
         self.flow = None;
         self.suspect = false;
+    }
+
+    /// Whether `way` was left a moment ago, so that what comes there was sent before.
+    pub fn was_left(&self, now: Instant, way: Way) -> bool {
+        self.left.iter().any(|(left, until)| *left == way && now < *until)
+    }
+
+    /// Until when a socket is to stay open for what is on its way there.
+    pub fn lingers(&self, socket: SocketId) -> Option<Instant> {
+        self.left.iter().filter(|(way, _)| way.socket == socket).map(|(_, until)| *until).max()
+    }
+
+    /// Whether a path found by another method might be better than the one in use.
+    pub fn can_improve(&self) -> bool {
+        self.current.is_some_and(|path| rank(path.method) > 0)
     }
 
     /// Whether the path in use did not answer, and may be dead.
@@ -219,11 +246,6 @@ impl Paths {
     /// Whether a path found by `method` is better than the one in use. A nearer one is, another of the same kind is not: a
     /// path that works is not given up for one that only promises to.
     pub fn improves(&self, method: Method) -> bool {
-        let rank = |method| match method {
-            Method::Lan => 0,
-            Method::Ipv6 => 1,
-            Method::Endpoint | Method::PortMapping | Method::Punch | Method::Shotgun | Method::Roamed => 2,
-        };
         !self.is_proved() || self.current.is_none_or(|path| rank(method) < rank(path.method))
     }
 
@@ -356,6 +378,15 @@ impl Paths {
         });
         self.suspect |= news == Some(News::Suspect);
         Due { asks, news }
+    }
+}
+
+/// Nearer ones first.
+fn rank(method: Method) -> u8 {
+    match method {
+        Method::Lan => 0,
+        Method::Ipv6 => 1,
+        Method::Endpoint | Method::PortMapping | Method::Punch | Method::Shotgun | Method::Roamed => 2,
     }
 }
 
@@ -510,6 +541,19 @@ mod tests {
         paths.adopt(Instant::default(), way(1), Method::Shotgun, true);
         assert!(!paths.improves(Method::Punch));
         assert!(paths.improves(Method::Lan));
+    }
+
+    #[test]
+    fn a_path_that_was_left_is_listened_on_for_three_seconds() {
+        let now = Instant::default();
+        let mut paths = in_use(now);
+        paths.adopt(now, way(2), Method::Lan, true);
+        assert!(paths.was_left(now + LINGER / 2, way(1)) && !paths.was_left(now + LINGER, way(1)));
+        assert!(!paths.was_left(now, way(2)));
+        for port in 3..100 {
+            paths.adopt(now, way(port), Method::Lan, true);
+        }
+        assert_eq!(paths.left.len(), MAX_LEFT);
     }
 
     #[test]

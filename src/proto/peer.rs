@@ -78,6 +78,10 @@ pub struct Peer {
     main_was_used: bool,
     /// Sockets that outlive their punch: the one that the path in use goes by.
     kept_socket: Option<SocketId>,
+    /// Sockets to close, and when: a path that was left went by them.
+    lingering: Vec<(SocketId, Instant)>,
+    /// There may be a nearer path than the one in use.
+    wants_better: bool,
     waiting_pings: Vec<u64>,
     why: Option<String>,
     failed: bool,
@@ -112,6 +116,8 @@ enum Call {
 
 enum Purpose {
     Place,
+    /// As [`Purpose::Place`], beside a path that works, for a nearer one.
+    Better,
     Answer(Box<Incoming>),
 }
 
@@ -135,6 +141,8 @@ struct Calling {
     index: u32,
     due: Instant,
     tries: u32,
+    /// For a nearer path than the one in use.
+    beside: bool,
 }
 
 struct Punching {
@@ -143,6 +151,7 @@ struct Punching {
     index: u32,
     ours: Report,
     theirs: Report,
+    beside: bool,
 }
 
 /// What one call has used up.
@@ -182,6 +191,8 @@ impl Peer {
             claims_hard: false,
             main_was_used: false,
             kept_socket: None,
+            lingering: Vec::new(),
+            wants_better: false,
             waiting_pings: Vec::new(),
             why: None,
             failed: false,
@@ -221,6 +232,9 @@ impl Peer {
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }
+        for (socket, _) in std::mem::take(&mut self.lingering) {
+            local.close_socket(socket);
+        }
         for index in self.tunnel.indices().collect::<Vec<_>>() {
             local.indices.remove(&index);
         }
@@ -230,7 +244,10 @@ impl Peer {
     fn close_socket(&mut self, local: &mut Local, socket: SocketId) {
         local.discovery.forget_scout(socket);
         self.paths.forget_socket(socket);
-        local.close_socket(socket);
+        match self.paths.lingers(socket).filter(|_| socket >= SocketId::FIRST_EXTRA) {
+            Some(until) => self.lingering.push((socket, until)),
+            None => local.close_socket(socket),
+        }
     }
 
     pub fn is_connected(&self, now: Instant) -> bool {
@@ -314,6 +331,9 @@ impl Peer {
     fn note_authentic(&mut self, now: Instant, local: &mut Local, way: Way) {
         if self.paths.is_current(way) {
             self.paths.note_heard(now, way);
+            return;
+        }
+        if self.is_settled() && self.paths.was_left(now, way) {
             return;
         }
         if matches!(self.call, Call::Punching(_)) {
@@ -403,6 +423,10 @@ impl Peer {
             self.close_socket(local, old);
             self.kept_socket = None;
         }
+        if let Some(at) = self.lingering.iter().position(|(socket, _)| *socket == way.socket) {
+            self.lingering.swap_remove(at);
+            self.kept_socket = Some(way.socket);
+        }
         self.failures = 0;
         self.failed = false;
         self.absent = false;
@@ -486,6 +510,7 @@ impl Peer {
 
     pub fn handle_timeout(&mut self, now: Instant, local: &mut Local) {
         self.tunnel.handle_timeout(now);
+        self.close_lingering(now, local);
         let Due { asks, news } = self.paths.handle_timeout(now, || local.rng.next_u64());
         for ask in asks {
             self.ask(now, local, ask);
@@ -562,7 +587,7 @@ impl Peer {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = [self.tunnel.poll_timeout(), self.paths.poll_timeout(), self.call_timeout()];
-        timers.into_iter().flatten().min()
+        timers.into_iter().chain(self.lingering.iter().map(|(_, until)| Some(*until))).flatten().min()
     }
 
     pub fn snapshot(&self, now: Instant, local: &Local) -> snapshot::Peer {

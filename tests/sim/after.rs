@@ -7,12 +7,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use p2ptund::proto::snapshot::Method;
 
 use crate::classes::Class;
 use crate::dice::Dice;
 use crate::link::Link;
 use crate::scene::Scene;
-use crate::terms::Terms;
+use crate::terms::{Layout, Terms};
 
 const EVERY: Duration = Duration::from_millis(50);
 /// A first connection stands by then.
@@ -178,6 +179,85 @@ fn move_elsewhere(scene: &mut Scene, side: usize, kind: Class) {
     scene.member_mut(side).set_addresses(vec![IpNet::new(address, 24).expect("is a prefix")]);
     scene.run_for(NETMON);
     scene.world.act(id, |machine, moment| machine.member_mut().tell_addresses(moment));
+}
+
+/// Gives both members IPv6, a while apart.
+fn give_ipv6(scene: &mut Scene) {
+    for side in [0, 1] {
+        let id = scene.members[side];
+        let (network, link) = (scene.world.host(id).network, scene.world.host(id).link.clone());
+        let v6: IpNet = format!("2001:db8:{}::2/64", 1 + side).parse().expect("is an address");
+        let mut addresses = scene.member(side).addresses().to_vec();
+        addresses.push(v6);
+        let plain: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+        scene.world.move_host(id, network, &plain, link);
+        scene.member_mut(side).set_addresses(addresses);
+        scene.world.act(id, |machine, moment| machine.member_mut().tell_addresses(moment));
+        scene.run_for(Duration::from_millis(300));
+    }
+}
+
+fn method(scene: &Scene, side: usize) -> Option<Method> {
+    let snapshot = scene.member(side).snapshot(scene.world.now)?;
+    snapshot.peers.first().and_then(|peer| peer.method)
+}
+
+/// Both ping all the while; `happen` makes a better path possible, which both are to use, and no ping is to be lost.
+fn is_taken_without_a_loss(scene: &mut Scene, better: Method, happen: impl Fn(&mut Scene)) {
+    let often = Duration::from_millis(7);
+    [0, 1].into_iter().for_each(|side| scene.ping(side, often));
+    scene.run_for(Duration::from_secs(3));
+    scene.world.transcript.loud = std::env::var("LOUD").is_ok();
+    happen(scene);
+    scene.run_for(Duration::from_secs(8));
+    let now = scene.world.now;
+    for side in [0, 1] {
+        assert_eq!(method(scene, side), Some(better), "side {side}: {}", situation(scene));
+        let lost = scene.member(side).pinger.unanswered(now - Duration::from_secs(1));
+        assert_eq!(lost, 0, "pings of side {side} were lost");
+        // Discovery may have one open.
+        let sockets = scene.member(side).open_sockets();
+        assert!(sockets <= 1, "{sockets} sockets are open: those of the old path, too");
+    }
+    scene.check();
+}
+
+#[test]
+fn ipv6_that_comes_later_is_taken_without_a_loss() {
+    for (a, b) in Class::ALL.into_iter().flat_map(|a| Class::ALL.map(|b| (a, b))).filter(|(a, b)| a <= b) {
+        for seed in 0..seeds(2) {
+            let one_way = Duration::from_millis(20 + 10 * (seed % 4));
+            let classes = if seed % 2 == 0 { [a, b] } else { [b, a] };
+            let mut scene = Scene::new(&Terms::exact(classes, one_way, seed));
+            assert!(scene.run_to_answer(0, SOON).is_some(), "{classes:?}: {}", situation(&scene));
+            is_taken_without_a_loss(&mut scene, Method::Ipv6, give_ipv6);
+        }
+    }
+}
+
+#[test]
+fn a_lan_that_is_found_later_is_taken_without_a_loss() {
+    for class in [Class::FullCone, Class::AddressRestricted, Class::PortRestricted] {
+        for seed in 0..seeds(8) {
+            let terms = Terms { layout: Layout::SameLan, ..Terms::exact([class; 2], Duration::from_millis(30), seed) };
+            let mut scene = Scene::new(&terms);
+            for id in scene.nats[0].clone() {
+                scene.world.router_mut(id).nat.profile.hairpin = true;
+            }
+            // Until it is told of them, neither knows its own addresses.
+            [0, 1].into_iter().for_each(|side| scene.member_mut(side).hides_addresses = true);
+            assert!(scene.run_to_answer(0, SOON).is_some(), "{class:?}: {}", situation(&scene));
+            assert_eq!(method(&scene, 0), Some(Method::Punch));
+            is_taken_without_a_loss(&mut scene, Method::Lan, |scene| {
+                let side = usize::try_from(seed % 2).expect("is 0 or 1");
+                for side in [side, 1 - side] {
+                    let id = scene.members[side];
+                    scene.world.act(id, |machine, moment| machine.member_mut().tell_addresses(moment));
+                    scene.run_for(Duration::from_millis(300));
+                }
+            });
+        }
+    }
 }
 
 macro_rules! rows {

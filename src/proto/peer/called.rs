@@ -73,8 +73,8 @@ impl Peer {
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
-        // Who calls beside a path has found that it broke.
-        self.broke |= self.paths.current().is_some();
+        // Who calls although there is a path has found that it broke, unless it says otherwise.
+        self.broke |= self.paths.current().is_some() && !call.beside;
         let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, server };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);
@@ -122,13 +122,14 @@ impl Peer {
     /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent \[0067\]).
     pub(super) fn answer(&mut self, now: Instant, local: &mut Local, socket: SocketId, incoming: Incoming) {
         let Incoming { passed, received, call, came, server } = incoming;
+        let beside = call.beside;
         let (ours, fresh) = local.report(now, socket, server);
         // Half of both round trips to the server: when the caller most likely has the answer.
         let until_start = (call.report.server_delay + ours.server_delay) / 2 + COMPUTING;
         let round = (until_start * 8).clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
-        let parties = Parties { id: call.id, role: Role::Called, caller: &call.report, called: &ours, terms };
+        let parties = Parties { id: call.id, role: Role::Called, caller: &call.report, called: &ours, terms, beside };
         let setup = parties.setup(local, self.spent, now + until_start, socket, fresh);
         if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
             self.end_sockets(local, socket, fresh);
@@ -148,6 +149,6 @@ impl Peer {
         let answer = [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat();
         self.pass(now, local, server, answer.clone());
         self.answered = Some(Answered { passed, answer, at: now });
-        self.punch(now, local, setup, index, ours, call.report);
+        self.punch(now, local, setup, index, (ours, call.report), beside);
     }
 }

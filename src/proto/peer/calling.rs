@@ -64,7 +64,7 @@ impl Peer {
             Call::Knocking { until } | Call::Resting { until } => Some(*until),
             Call::Surveying { purpose: Purpose::Answer(incoming), .. } => Some(incoming.came + SURVEY_WAIT),
             // The survey ends by its own deadlines, and whoever waits for it is looked at then.
-            Call::Surveying { purpose: Purpose::Place, .. } => None,
+            Call::Surveying { purpose: Purpose::Place | Purpose::Better, .. } => None,
             Call::Calling(calling) => Some(calling.due),
             Call::Punching(punching) => punching.punch.poll_timeout(),
         }
@@ -125,7 +125,13 @@ impl Peer {
             self.on_suspect(now, local);
             return;
         }
-        if !self.wanted || self.paths.current().is_some() {
+        if self.paths.current().is_some() {
+            if std::mem::take(&mut self.wants_better) {
+                self.look_for_better(now, local);
+            }
+            return;
+        }
+        if !self.wanted {
             return;
         }
         if let Some(name) = self.endpoint_name()
@@ -195,7 +201,7 @@ impl Peer {
         if self.absent {
             // A new look at the NAT is worth its packets once the peer is there: if this call is answered and comes to nothing,
             // the next try looks.
-            self.place_call(now, local, SocketId::MAIN_V4);
+            self.place_call(now, local, SocketId::MAIN_V4, false);
         } else {
             self.survey(now, local, Purpose::Place);
         }
@@ -227,7 +233,7 @@ impl Peer {
         let Call::Surveying { socket, purpose } = &self.call else { return };
         let socket = *socket;
         let waited = match purpose {
-            Purpose::Place => false,
+            Purpose::Place | Purpose::Better => false,
             Purpose::Answer(incoming) => now.since(incoming.came) >= SURVEY_WAIT,
         };
         if !waited && !local.discovery.is_ready(now, socket) {
@@ -239,14 +245,15 @@ impl Peer {
             return;
         }
         match std::mem::replace(&mut self.call, Call::Idle) {
-            Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket),
+            Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket, false),
+            Call::Surveying { purpose: Purpose::Better, .. } => self.place_call(now, local, socket, true),
             Call::Surveying { purpose: Purpose::Answer(incoming), .. } => self.answer(now, local, socket, *incoming),
             other => self.call = other,
         }
     }
 
     /// Sends the second tuple and the differential to the peer (patent \[0062\]).
-    fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId) {
+    fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId, beside: bool) {
         let Some(server) = local.connected_server() else {
             self.end_sockets(local, socket, None);
             self.rest(now, local, FIRST_REST);
@@ -257,13 +264,13 @@ impl Peer {
         let wall = local.wall(now);
         let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
         let id = local.rng.next_u64();
-        let call = message_control::Call { id, report: report.clone() };
+        let call = message_control::Call { id, report: report.clone(), beside };
         let sealed = keys.call.seal(&call.encode());
         let passed = [[CALL].as_slice(), &initiation, &sealed].concat();
         local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
         let due = now + retry_after(&report);
         let abort = keys.abort;
-        let calling = Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0 };
+        let calling = Calling { id, passed, report, socket, fresh, abort, index, due, tries: 0, beside };
         self.call = Call::Calling(Box::new(calling));
         self.pass_call(now, local);
     }
@@ -319,11 +326,11 @@ impl Peer {
         let answer = key.open(sealed).ok_or(Drop::Unauthentic)?;
         let answer = Answer::parse(&answer).filter(|answer| answer.id == id).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
-        let Calling { report, socket, fresh, .. } = *calling;
+        let Calling { report, socket, fresh, beside, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
-        let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms };
+        let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms, beside };
         let setup = call.setup(local, self.spent, now, socket, fresh);
         if setup.rounds.first().is_some_and(punch::is_hard) && local.hard_call.is_some_and(|peer| peer != self.id) {
             self.end_sockets(local, socket, fresh);
@@ -331,7 +338,7 @@ impl Peer {
             return Ok(());
         }
         self.absent = false;
-        self.punch(now, local, setup, index, report, answer.report);
+        self.punch(now, local, setup, index, (report, answer.report), beside);
         self.drive(now, local);
         Ok(())
     }
@@ -363,15 +370,15 @@ impl Peer {
         local: &mut Local,
         setup: Setup,
         index: u32,
-        ours: Report,
-        theirs: Report,
+        (ours, theirs): (Report, Report),
+        beside: bool,
     ) {
         local.step(&self.config.name, words::plan(&setup, &ours, &theirs));
         self.main_was_used |= setup.reported == SocketId::MAIN_V4;
         self.note_member();
         self.punched_index = Some(index);
         let punch = Punch::new(now, setup);
-        self.call = Call::Punching(Box::new(Punching { punch, index, ours, theirs }));
+        self.call = Call::Punching(Box::new(Punching { punch, index, ours, theirs, beside }));
         self.drive_punch(now, local);
     }
 
@@ -515,6 +522,8 @@ pub(super) struct Parties<'a> {
     pub caller: &'a Report,
     pub called: &'a Report,
     pub terms: Terms,
+    /// The caller has a path, and only addresses that need no guessing are worth a probe.
+    pub beside: bool,
 }
 
 impl Parties<'_> {
@@ -534,7 +543,11 @@ impl Parties<'_> {
             id: self.id,
             role: self.role,
             start,
-            rounds: plan::rounds(self.caller, self.called, &self.terms, &local.punch),
+            rounds: if self.beside {
+                Vec::new()
+            } else {
+                plan::rounds(self.caller, self.called, &self.terms, &local.punch)
+            },
             round: self.terms.round,
             outlook: plan::outlook(self.caller, self.called),
             reported,

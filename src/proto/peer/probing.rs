@@ -66,6 +66,9 @@ impl Peer {
             }
             return;
         }
+        if !ack.chosen && self.is_settled() && self.paths.was_left(now, way) {
+            return;
+        }
         let via = method_of(ack.via);
         let (called, punching) = match &self.call {
             Call::Punching(punching) => (punching.punch.role() == Role::Called, true),
