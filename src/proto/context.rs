@@ -9,6 +9,8 @@ use rand_chacha::rand_core::RngCore;
 
 use super::config;
 use super::discovery;
+use super::discovery::lifetime::Surroundings;
+use super::discovery::survey::Protocol;
 use super::message_control::{Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Mapping};
 use super::noise::Identity;
@@ -49,6 +51,7 @@ pub struct Local {
     pub inside: Vec<IpNet>,
     pub mapped: Option<MappedPort>,
     pub discovery: discovery::client::Client,
+    pub lifetime: discovery::lifetime::Lifetime,
     pub servers: Vec<rendezvous::client::Client>,
     pub ids: SocketIds,
     /// Which peer a session index belongs to.
@@ -98,10 +101,10 @@ impl Local {
 
     /// Takes over what discovery wants sent and done.
     pub fn collect_discovery(&mut self) {
-        while let Some(action) = self.discovery.poll_action() {
+        while let Some(action) = self.discovery.poll_action().or_else(|| self.lifetime.poll_action()) {
             self.out.push_back(Output::Action(action));
         }
-        while let Some(transmit) = self.discovery.poll_transmit() {
+        while let Some(transmit) = self.discovery.poll_transmit().or_else(|| self.lifetime.poll_transmit()) {
             self.out.push_back(Output::Transmit(transmit));
         }
     }
@@ -113,6 +116,17 @@ impl Local {
     /// The first rendezvous server that we are registered with.
     pub fn connected_server(&self) -> Option<usize> {
         self.servers.iter().position(rendezvous::client::Client::is_connected)
+    }
+
+    /// Goes on measuring how long our NAT remembers.
+    pub fn measure_lifetime(&mut self, now: Instant) {
+        let around = Surroundings {
+            server: self.discovery.any_target(Protocol::Dudp),
+            behind_nat: self.discovery.is_behind_nat(now),
+            busy: self.hard_call.is_some(),
+        };
+        self.lifetime.handle_timeout(now, around, &mut self.ids, &mut self.rng);
+        self.discovery.note_mappings(self.lifetime.take_mappings());
     }
 
     /// Has the servers answer, from where we are now: it opens what our NAT may have forgotten.

@@ -35,9 +35,6 @@ use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
 
-/// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
-/// forget; above 15 s, which is what a peer may cost; with a handshake each 120 s it comes to one packet in 17 s.
-const KEEPALIVE: Duration = Duration::from_secs(25);
 /// A peer with an endpoint gets so long to answer there before it is called as well.
 const ENDPOINT_FIRST: Duration = Duration::from_millis(600);
 /// Pings that wait for a path.
@@ -436,7 +433,7 @@ impl Peer {
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
             self.why = Some(self.found_by(method));
         }
-        self.tunnel.set_keepalive(now, Some(KEEPALIVE));
+        self.tunnel.set_keepalive(now, Some(local.lifetime.keepalive()));
         match self.call {
             Call::Punching(_) => {
                 if way.socket == SocketId::MAIN_V4 {

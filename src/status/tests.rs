@@ -17,6 +17,8 @@ fn snapshot() -> Snapshot {
             delta: Some(2),
             cross_traffic_per_s: Some(12.0),
             public: vec!["203.0.113.101:30001".parse().expect("an address")],
+            mapping_lifetime_s: None,
+            keepalive_s: None,
             port_mapping: PortMapping::None,
             second_priority: Some(true),
             observations: vec![Observation {

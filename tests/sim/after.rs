@@ -7,11 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use p2ptund::proto::snapshot::Method;
+use p2ptund::proto::snapshot::{self, Method};
 
 use crate::classes::Class;
 use crate::dice::Dice;
 use crate::link::Link;
+use crate::nat::{Allocation, Profile, Scope};
 use crate::scene::Scene;
 use crate::terms::{Layout, Terms};
 
@@ -258,6 +259,98 @@ fn a_lan_that_is_found_later_is_taken_without_a_loss() {
             });
         }
     }
+}
+
+/// Every kind of mapping, filtering and allocation, of a NAT that forgets after `lifetime` of silence, whatever comes in.
+fn forgetful(lifetime: Duration) -> Vec<Profile> {
+    use Scope::{Address, AddressAndPort, Endpoint};
+    let kinds = [
+        (Endpoint, Endpoint, Allocation::Preserving),
+        (Endpoint, Address, Allocation::Random),
+        (Endpoint, AddressAndPort, Allocation::Sequential { step: 1 }),
+        (Address, AddressAndPort, Allocation::Sequential { step: 1 }),
+        (AddressAndPort, AddressAndPort, Allocation::Sequential { step: 4 }),
+        (AddressAndPort, AddressAndPort, Allocation::SecondPriority { step: 1 }),
+    ];
+    let of = |(mapping, filtering, allocation)| Profile {
+        lifetime,
+        unreplied: lifetime,
+        inbound_refresh: false,
+        ..Profile::new(mapping, filtering, allocation)
+    };
+    kinds.map(of).to_vec()
+}
+
+fn nat_of(scene: &Scene, side: usize) -> snapshot::Nat {
+    scene.member(side).snapshot(scene.world.now).expect("was started").nat
+}
+
+#[test]
+fn a_nat_that_forgets_after_twenty_seconds_never_loses_a_path() {
+    let lifetime = Duration::from_secs(20);
+    for profile in forgetful(lifetime) {
+        for seed in 0..seeds(6) {
+            let terms = Terms::exact([Class::PortRestricted; 2], Duration::from_millis(20 + 10 * (seed % 4)), seed);
+            let mut scene = Scene::new(&terms);
+            scene.replace_nats(&profile);
+            assert!(scene.run_to_answer(0, SOON).is_some(), "{profile:?}: {}", situation(&scene));
+            scene.world.act(scene.members[0], |machine, _| machine.member_mut().pinger.stop());
+            // A ping after each long silence, in the first minute too, from either side: none is lost, none is late.
+            for pause in [19, 22, 41, 67, 300, 123] {
+                scene.run_for(Duration::from_secs(pause));
+                for side in [0, 1] {
+                    let answer = scene.run_to_answer(side, Duration::from_secs(1));
+                    assert!(answer.is_some(), "{profile:?}, after {pause} s: {}", situation(&scene));
+                    let pinger = &scene.member(side).pinger;
+                    assert!(pinger.longest < Duration::from_millis(300), "one took {:?}", pinger.longest);
+                    scene.world.act(scene.members[side], |machine, _| machine.member_mut().pinger.stop());
+                    scene.run_for(Duration::from_millis(400));
+                    assert_eq!(
+                        scene.member(side).pinger.unanswered(scene.world.now),
+                        0,
+                        "{profile:?}, after {pause} s"
+                    );
+                }
+            }
+            for side in [0, 1] {
+                let nat = nat_of(&scene, side);
+                assert_eq!((nat.mapping_lifetime_s, nat.keepalive_s), (Some(19.0), Some(14.25)), "{profile:?}");
+            }
+            scene.check();
+        }
+    }
+}
+
+#[test]
+fn how_long_a_nat_remembers_is_learned_whatever_its_kind() {
+    for (lifetime, measured) in [(7, 0.0), (12, 9.0), (20, 19.0), (30, 26.0), (120, 34.0)] {
+        for profile in forgetful(Duration::from_secs(lifetime)) {
+            let mut scene = Scene::new(&Terms::exact([Class::PortRestricted; 2], Duration::from_millis(30), lifetime));
+            scene.replace_nats(&profile);
+            scene.run_for(Duration::from_secs(60));
+            for side in [0, 1] {
+                let nat = nat_of(&scene, side);
+                assert_eq!(nat.mapping_lifetime_s, Some(measured), "{lifetime} s, {profile:?}");
+                let most = if lifetime > 10 { Duration::from_secs(lifetime).as_secs_f64() } else { 5.0 };
+                assert!(nat.keepalive_s.is_some_and(|interval| interval <= most.min(25.0)), "{nat:?}");
+                assert!(scene.member(side).open_sockets() <= 1, "feelers stay open");
+            }
+            scene.check();
+        }
+    }
+}
+
+#[test]
+fn without_a_server_that_helps_to_measure_keepalives_stay_careful() {
+    let mut scene = Scene::new(&Terms::exact([Class::PortRestricted; 2], Duration::from_millis(30), 1));
+    [0, 1].into_iter().for_each(|which| scene.discovery_mut(which).is_old = true);
+    scene.run_for(Duration::from_secs(90));
+    for side in [0, 1] {
+        let nat = nat_of(&scene, side);
+        assert_eq!((nat.mapping_lifetime_s, nat.keepalive_s), (None, Some(18.0)));
+        assert!(scene.member(side).open_sockets() <= 1, "feelers stay open");
+    }
+    scene.check();
 }
 
 macro_rules! rows {

@@ -11,6 +11,7 @@
 //! socket lingers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -39,6 +40,13 @@ impl Peer {
             self.call_began = None;
             self.absent = false;
             self.begin_call(now, local);
+        }
+    }
+
+    /// How long a path may be silent was learned anew.
+    pub fn handle_keepalive(&mut self, now: Instant, interval: Duration) {
+        if self.paths.current().is_some() {
+            self.tunnel.set_keepalive(now, Some(interval));
         }
     }
 
