@@ -166,6 +166,7 @@ pub struct Paths {
     last_heard: Instant,
     /// When the first payload was sent that nothing was heard after.
     unanswered_since: Option<Instant>,
+    silence: Duration,
     /// Since the path was asked last.
     flow: Option<Flow>,
     checked: Option<Instant>,
@@ -262,9 +263,17 @@ impl Paths {
         self.challenges.retain(|challenge| challenge.way.socket != socket || socket < SocketId::FIRST_EXTRA);
     }
 
-    /// Payload went out.
-    pub fn note_sent(&mut self, now: Instant) {
-        self.unanswered_since.get_or_insert(now);
+    /// Payload went out, after nothing had since `before`.
+    pub fn note_sent(&mut self, now: Instant, before: Option<Instant>) {
+        if self.unanswered_since.is_none() {
+            self.unanswered_since = Some(now);
+            self.silence = before.map_or(Duration::ZERO, |before| now.since(before));
+        }
+    }
+
+    /// How long nothing had been sent before the payload that is not answered.
+    pub fn silence(&self) -> Duration {
+        if self.unanswered_since.is_some() { self.silence } else { Duration::ZERO }
     }
 
     /// Something authentic came in by `way`.
@@ -450,7 +459,7 @@ mod tests {
     fn payload_without_an_answer_makes_the_path_suspect_within_a_second_and_lost_within_four() {
         let now = Instant::default() + Duration::from_secs(9);
         let mut paths = in_use(now);
-        paths.note_sent(now);
+        paths.note_sent(now, None);
         let (_, news) = run(&mut paths, now + Duration::from_secs(4));
         let within = |ms: u64| now + Duration::from_millis(ms);
         assert!(matches!(news[..], [(_, News::Doubted), (at, News::Suspect), (_, News::Lost(_))] if at < within(1000)));
@@ -481,7 +490,7 @@ mod tests {
         let mut asked = 0;
         for tick in 0..1000 {
             let now = start + Duration::from_millis(10) * tick;
-            paths.note_sent(now);
+            paths.note_sent(now, None);
             if paths.poll_timeout().is_some_and(|due| due <= now) {
                 let due = paths.handle_timeout(now, || u64::from(tick));
                 assert_eq!(due.news, None);
@@ -499,7 +508,7 @@ mod tests {
         let mut now = Instant::default() + Duration::from_secs(9);
         let mut paths = in_use(now);
         for _ in 0..20 {
-            paths.note_sent(now);
+            paths.note_sent(now, None);
             paths.note_heard(now + RTT, way(1));
             paths.note_payload(now + RTT, way(1));
             now = now + Duration::from_secs(1);
@@ -511,7 +520,7 @@ mod tests {
     fn whatever_is_heard_on_a_suspect_path_clears_it() {
         let now = Instant::default() + Duration::from_secs(9);
         let mut paths = in_use(now);
-        paths.note_sent(now);
+        paths.note_sent(now, None);
         run(&mut paths, now + Duration::from_secs(1));
         assert!(paths.is_suspect() && paths.improves(Method::Punch));
         paths.note_heard(now + Duration::from_secs(1), way(1));

@@ -67,6 +67,8 @@ pub struct Peer {
     punched_index: Option<u32>,
     /// The path in use broke, or may have. What the peer still sends there may poison the old tuples at our router.
     broke: bool,
+    /// How long we had sent nothing by it before that.
+    silence: Duration,
     /// The peer was not registered when it was called last.
     absent: bool,
     /// This call may become a hard one, by what our own NAT does.
@@ -184,6 +186,7 @@ impl Peer {
             answered: None,
             punched_index: None,
             broke: false,
+            silence: Duration::ZERO,
             absent: false,
             claims_hard: false,
             main_was_used: false,
@@ -282,6 +285,7 @@ impl Peer {
 
     /// An inner packet for this peer. `Some`: it now is a datagram, to go there.
     pub fn handle_packet(&mut self, now: Instant, local: &mut Local, packet: &mut Packet) -> Option<Way> {
+        let before = self.tunnel.last_sent();
         let sealed = match self.paths.current() {
             Some(path) => self.tunnel.seal(now, packet).then_some(path.way),
             None => {
@@ -291,7 +295,7 @@ impl Peer {
         };
         match sealed {
             Some(way) => {
-                self.paths.note_sent(now);
+                self.paths.note_sent(now, before);
                 Some(way)
             }
             None => {
@@ -427,7 +431,10 @@ impl Peer {
         self.failures = 0;
         self.failed = false;
         self.absent = false;
-        self.broke = false;
+        if std::mem::take(&mut self.broke) {
+            // The peer was there all the while, so it was a NAT that forgot, perhaps ours.
+            local.lifetime.note_forgotten(self.silence);
+        }
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
@@ -463,6 +470,7 @@ impl Peer {
     /// Sends what waited for a session and a path.
     fn flush(&mut self, now: Instant, local: &mut Local) {
         let Some(way) = self.way() else { return };
+        let before = self.tunnel.last_sent();
         let mut sent = false;
         while let Some(mut packet) = self.tunnel.poll_queued(now) {
             if self.tunnel.seal(now, &mut packet) {
@@ -471,7 +479,7 @@ impl Peer {
             }
         }
         if sent {
-            self.paths.note_sent(now);
+            self.paths.note_sent(now, before);
         }
     }
 

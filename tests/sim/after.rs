@@ -353,6 +353,30 @@ fn without_a_server_that_helps_to_measure_keepalives_stay_careful() {
     scene.check();
 }
 
+/// But for NATs that give the same port again: what they forgot is as it was with the next keepalive, and nothing shows.
+#[test]
+fn without_a_measurement_a_path_that_was_forgotten_teaches() {
+    let shows = |profile: &Profile| profile.allocation != Allocation::Preserving;
+    for profile in forgetful(Duration::from_secs(12)).into_iter().filter(shows) {
+        let mut scene = Scene::new(&Terms::exact([Class::PortRestricted; 2], Duration::from_millis(30), 1));
+        [0, 1].into_iter().for_each(|which| scene.discovery_mut(which).is_old = true);
+        scene.replace_nats(&profile);
+        assert!(scene.run_to_answer(0, SOON).is_some(), "{profile:?}: {}", situation(&scene));
+        for pause in 0..16 {
+            [0, 1].into_iter().for_each(|side| scene.member_mut(side).pinger.stop());
+            scene.run_for(Duration::from_secs(60 + 7 * pause));
+            // A server that a forgetful NAT lets in again at the next keepalive only can't pass a call any sooner.
+            let side = usize::try_from(pause % 2).expect("is 0 or 1");
+            assert!(scene.run_to_answer(side, Duration::from_secs(9)).is_some(), "{profile:?}: {}", situation(&scene));
+        }
+        for side in [0, 1] {
+            let interval = nat_of(&scene, side).keepalive_s;
+            assert!(interval.is_some_and(|interval| interval < 12.0), "side {side}, {profile:?}: {interval:?}");
+        }
+        scene.check();
+    }
+}
+
 macro_rules! rows {
     ($($name:ident: $class:ident,)*) => {
         /// NATs that forget, or get another address: every pair, traffic either way or one way only.

@@ -1,5 +1,7 @@
 //! Our side of a call that the peer places: taken or refused, and answered (patent \[0063\] to \[0068\]).
 
+use std::time::Duration;
+
 use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, LONGEST_ROUND, Parties, SHORTEST_ROUND};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
 use crate::proto::action::Drop;
@@ -12,14 +14,14 @@ use crate::proto::{Instant, SocketId};
 
 /// A call of the peer's that crossed with our own is ignored for so long after ours was answered: what a datagram may have
 /// been on its way.
-const CROSSED: std::time::Duration = std::time::Duration::from_secs(2);
+const CROSSED: Duration = Duration::from_secs(2);
 
 /// A peer's calls are answered at most this often: each costs volleys, at addresses that the caller names.
-const CALL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+const CALL_INTERVAL: Duration = Duration::from_millis(500);
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
 /// volley lets the caller's in.
-const COMPUTING: std::time::Duration = std::time::Duration::from_millis(10);
+const COMPUTING: Duration = Duration::from_millis(10);
 
 impl Peer {
     /// Something that the peer had a server pass to us.
@@ -74,7 +76,10 @@ impl Peer {
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
         // Who calls although there is a path has found that it broke, unless it says otherwise.
-        self.broke |= self.paths.current().is_some() && !call.beside;
+        if self.paths.current().is_some() && !call.beside && !self.broke {
+            self.broke = true;
+            self.silence = self.tunnel.last_sent().map_or(Duration::ZERO, |last| now.since(last));
+        }
         let incoming = Incoming { passed: passed.to_vec(), received, call, came: now, server };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);

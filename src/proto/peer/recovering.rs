@@ -22,7 +22,9 @@ use crate::proto::{Instant, SocketId};
 impl Peer {
     /// The path in use did not answer for a while.
     pub(super) fn on_suspect(&mut self, now: Instant, local: &mut Local) {
-        self.broke = true;
+        if !std::mem::replace(&mut self.broke, true) {
+            self.silence = self.paths.silence();
+        }
         if !self.config.calls.may_call() || local.connected_server().is_none() {
             // The peer can call, or the path is lost and everything else is tried.
             return;
