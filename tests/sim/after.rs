@@ -159,7 +159,7 @@ fn a_move_costs_little(class: Class) {
         let side = usize::try_from(seed / 3 % 2).expect("is 0 or 1");
         // A NAT of any kind there, too.
         let mut dice = Dice::new(seed);
-        let kind = Class::ALL[usize::try_from(dice.between(1, 5)).expect("is small")];
+        let kind = Class::ALL[usize::try_from(dice.between(1, 9)).expect("is small")];
         move_elsewhere(scene, side, kind);
         Some(format!("{side} moves behind {}", kind.name()))
     });
@@ -216,9 +216,9 @@ fn is_taken_without_a_loss(scene: &mut Scene, better: Method, happen: impl Fn(&m
         assert_eq!(method(scene, side), Some(better), "side {side}: {}", situation(scene));
         let lost = scene.member(side).pinger.unanswered(now - Duration::from_secs(1));
         assert_eq!(lost, 0, "pings of side {side} were lost");
-        // Discovery may have one open.
+        // Discovery has one open, and four to learn how long the NAT remembers.
         let sockets = scene.member(side).open_sockets();
-        assert!(sockets <= 1, "{sockets} sockets are open: those of the old path, too");
+        assert!(sockets <= 5, "{sockets} sockets are open: those of the old path, too");
     }
     scene.check();
 }

@@ -134,7 +134,8 @@ impl Peer {
             return;
         }
         let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
-        if called && self.paths.is_proved() && !was_current {
+        // The caller chooses; but where it went while it called is no choice.
+        if called && self.paths.is_proved() && !was_current && method != Method::Roamed {
             return;
         }
         self.adopt(now, local, way, method, true);
