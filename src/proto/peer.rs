@@ -415,6 +415,9 @@ impl Peer {
     /// Takes a way into use, and sends what waited for one.
     fn adopt(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, proved: bool) {
         let news = self.paths.current().is_none();
+        if !news && !self.paths.is_current(way) {
+            local.step(&self.config.name, format!("goes on by {}, {}", way.remote, self.found_by(method)));
+        }
         self.paths.adopt(now, way, method, proved);
         // No more shots, and above all no new row, whose sockets would take the place of the one that the path goes by.
         if let Call::Punching(punching) = &mut self.call {

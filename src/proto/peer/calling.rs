@@ -328,6 +328,12 @@ impl Peer {
         let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
         let Calling { report, socket, fresh, beside, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
+        if self.is_settled() && !beside {
+            // The path that was suspect answered meanwhile; the peer's shots are answered, and the peer stays where it is, too.
+            self.end_sockets(local, socket, fresh);
+            self.call_began = None;
+            return Ok(());
+        }
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let call = Parties { id, role: Role::Caller, caller: &report, called: &answer.report, terms, beside };
@@ -403,7 +409,7 @@ impl Peer {
             Step::Shoot(Shot { socket, to, ttl, load }) => {
                 let payload = match load {
                     Load::Ack { token, via } => {
-                        let body = Ack { token, via, chosen: false }.encode();
+                        let body = Ack { token, via, chosen: false, shot: true }.encode();
                         self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body)
                     }
                     Load::Blank => Some(local.discovery.blank()),

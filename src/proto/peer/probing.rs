@@ -74,6 +74,10 @@ impl Peer {
             Call::Punching(punching) => (punching.punch.role() == Role::Called, true),
             _ => (false, false),
         };
+        if ack.shot && !punching && self.is_settled() {
+            // It looks for a path, and goes on by the one that we have until it has found another.
+            return;
+        }
         let method = via.unwrap_or_else(|| self.punch_method(way));
         let known = self.is_known(way);
         if ack.chosen && (called || !punching) {
@@ -174,7 +178,7 @@ impl Peer {
 
     pub(super) fn ask(&mut self, now: Instant, local: &mut Local, ask: Ask) {
         let Some(index) = self.probe_index() else { return };
-        let body = Ack { token: ask.token, via: None, chosen: ask.chosen }.encode();
+        let body = Ack { token: ask.token, via: None, chosen: ask.chosen, shot: false }.encode();
         if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body) {
             local.send(ask.way, payload);
             self.probes_sent += 1;
