@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use p2ptund::proto::Event;
 use p2ptund::proto::snapshot::{self, Method};
 
 use crate::classes::Class;
@@ -260,6 +261,50 @@ fn a_lan_that_is_found_later_is_taken_without_a_loss() {
                 }
             });
         }
+    }
+}
+
+/// How often a member called beside a path, or lost it.
+fn alarms(scene: &Scene, side: usize) -> (usize, usize) {
+    let events = &scene.member(side).events;
+    let beside = |event: &Event| matches!(event, Event::Step { text, .. } if text.contains("calls beside"));
+    let lost = |event: &Event| matches!(event, Event::Lost { .. });
+    let count = |of: &dyn Fn(&Event) -> bool| events.iter().filter(|(_, event)| of(event)).count();
+    (count(&beside), count(&lost))
+}
+
+#[test]
+fn loss_and_satellites_raise_no_alarm() {
+    for (one_way, loss) in [(150, 0.0), (150, 0.01), (30, 0.02), (60, 0.02)] {
+        for (seed, flow) in (0..).zip(FLOWS) {
+            let classes = [Class::PortRestricted, Class::Fig4BStep1];
+            let terms = Terms { loss, ..Terms::exact(classes, Duration::from_millis(one_way), seed) };
+            let mut scene = flowing(&terms, flow).expect("they connect");
+            scene.run_for(Duration::from_secs(600));
+            for side in [0, 1] {
+                let (beside, lost) = alarms(&scene, side);
+                // A stream that nobody answers has one check a second, and of three asked in a row one in 2,000 all are lost.
+                let most = if loss > 0.0 && matches!(flow, Flow::Stream(_)) { 3 } else { 0 };
+                assert!(beside <= most && lost == 0, "{one_way} ms, {loss}, {flow:?}, side {side}: {beside}, {lost}");
+            }
+            assert!(outage(&mut scene, flow) < Duration::from_millis(400), "{one_way} ms, {loss}, {flow:?}");
+            scene.check();
+        }
+    }
+}
+
+#[test]
+fn a_stream_in_one_direction_costs_a_probe_a_second() {
+    let mut scene = flowing(&Terms::exact([Class::PortRestricted; 2], Duration::from_millis(30), 1), Flow::Stream(0));
+    let scene = scene.as_mut().expect("they connect");
+    let probes = |scene: &Scene, side: usize| {
+        scene.member(side).snapshot(scene.world.now).map_or(0, |snapshot| snapshot.peers[0].probes_sent)
+    };
+    let before = [probes(scene, 0), probes(scene, 1)];
+    scene.run_for(Duration::from_secs(100));
+    for side in [0, 1] {
+        let sent = probes(scene, side) - before[side];
+        assert!(sent <= 101, "side {side}: {sent} in 100 s");
     }
 }
 
