@@ -8,8 +8,8 @@
 //! a call of the peer's:  Idle … ─► Surveying ─► Punching
 //! ```
 //!
-//! The tunnel is WireGuard's and goes on by itself; a path may come and go below it. `calling` has the call, this file what
-//! holds the three together.
+//! The tunnel is WireGuard's and goes on by itself; a path may come and go below it. `calling` has the call, `recovering`
+//! what follows it when the path breaks, the network changes or a nearer path appears, this file what holds them together.
 
 mod called;
 mod calling;

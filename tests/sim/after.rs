@@ -45,7 +45,7 @@ fn flowing(terms: &Terms, flow: Flow) -> Option<Scene> {
     scene.run_to_answer(side, SOON)?;
     scene.member_mut(side).pinger.stop();
     // What the first call's many shots permitted at a NAT is forgotten by then; half of the time.
-    scene.run_for(Duration::from_secs(if terms.seed % 2 == 0 { 35 } else { 8 }));
+    scene.run_for(Duration::from_secs(if terms.seed.is_multiple_of(2) { 35 } else { 8 }));
     begin(&mut scene, flow);
     scene.run_for(Duration::from_secs(2));
     Some(scene)
