@@ -26,8 +26,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(20);
 /// A DUDP_RESET is heeded at most this often: it is not sealed.
 const RESET_INTERVAL: Duration = Duration::from_secs(5);
-/// A registration that is not answered is repeated after this long, then twice as long and so on, [`REGISTER_TRIES`] times in all:
-/// after 3.75 s the server is given up.
+/// A registration that is not answered is repeated after this long or a round trip and a quarter, then twice as long and so on,
+/// [`REGISTER_TRIES`] times in all: after 3.75 s and more the server is given up.
 const REGISTER_RETRY: Duration = Duration::from_millis(250);
 const REGISTER_TRIES: u32 = 4;
 /// Addresses that a server's name may stand for.
@@ -195,9 +195,9 @@ impl Client {
             }
             Handshake::Rest { .. } | Handshake::Resolving { .. } | Handshake::Waiting { .. } => {}
         }
-        let keepalive = self.keepalive;
+        let (keepalive, retry) = (self.keepalive, self.register_retry());
         let Some(registration) = &mut self.session else { return };
-        if now < registration.register_due(keepalive) {
+        if now < registration.register_due(keepalive, retry) {
             return;
         }
         let silence =
@@ -366,6 +366,11 @@ impl Client {
         }
     }
 
+    /// No sooner than an answer can be here.
+    fn register_retry(&self) -> Duration {
+        self.rtt.map_or(REGISTER_RETRY, |rtt| REGISTER_RETRY.max(rtt * 5 / 4))
+    }
+
     fn send(&mut self, now: Instant, kind: Dudp, body: &[u8]) -> bool {
         let Some(registration) = &mut self.session else { return false };
         let Some(payload) = registration.session.sealer.seal_message(&kind.header(), body) else { return false };
@@ -381,7 +386,8 @@ impl Client {
             Handshake::Resolving { again } => *again,
             Handshake::Waiting { due, .. } => *due,
         };
-        let register = self.session.as_ref().map(|registration| registration.register_due(self.keepalive));
+        let register =
+            self.session.as_ref().map(|registration| registration.register_due(self.keepalive, self.register_retry()));
         Some(register.map_or(handshake, |register| register.min(handshake)))
     }
 
@@ -395,11 +401,11 @@ impl Client {
 }
 
 impl Registration {
-    fn register_due(&self, keepalive: Duration) -> Instant {
+    fn register_due(&self, keepalive: Duration, retry: Duration) -> Instant {
         self.last_sent
             + match self.unanswered {
                 0 => keepalive,
-                tries => REGISTER_RETRY * 2u32.pow(tries.min(REGISTER_TRIES) - 1),
+                tries => retry * 2u32.pow(tries.min(REGISTER_TRIES) - 1),
             }
     }
 }
