@@ -64,7 +64,7 @@
 //!
 //! - packets, WireGuard's transport byte for byte: [`proto::noise`], [`proto::session`], [`proto::replay`], [`proto::cookie`],
 //!   and [`proto::tunnel`], which joins them
-//! - paths, proved before they are used: [`proto::path`], [`proto::probe`]
+//! - paths, proved before they are used: [`proto::path`], [`proto::probe`], [`proto::peer::recovering`]
 //! - calls: [`proto::peer`], [`proto::message_control`], [`proto::nat`], [`proto::plan`], [`proto::punch`]
 //! - servers, and a member's side of them: [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`]
 //! - one member, whole, and who gets which datagram: [`proto::node`], [`proto::allowed_ips`], [`proto::wire`]

@@ -158,12 +158,12 @@ impl Servers {
                 continue;
             }
             let answer = self.discovery.handle_datagram(listener, received.from, packet.bytes());
-            let Some((listener, bytes)) = answer else { continue };
+            let Some((listener, to, bytes)) = answer else { continue };
             if bytes.len() > packet.bytes().len() && !self.limit.allows(now, received.from.ip()) {
                 trace!(from = %received.from, "too many requests of one source");
                 continue;
             }
-            self.answers.push(transmit(listener, received.from, bytes));
+            self.answers.push(transmit(listener, to, bytes));
         }
         count
     }

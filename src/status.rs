@@ -175,6 +175,14 @@ impl Page {
             let public: Vec<_> = nat.public.iter().map(ToString::to_string).collect();
             self.field("public", public.join(", "));
         }
+        if let Some(interval) = nat.keepalive_s {
+            let why = match nat.mapping_lifetime_s {
+                Some(lived) if lived > 0.0 => format!(": the nat remembers for {lived:.0} s at least"),
+                Some(_) => ": the nat forgets soon".to_owned(),
+                None => String::new(),
+            };
+            self.field("keepalives", format!("after {interval:.0} s of silence{why}"));
+        }
         let mapping = match nat.port_mapping {
             PortMapping::Upnp => "by UPnP",
             PortMapping::Pcp => "by PCP",

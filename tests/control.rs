@@ -44,6 +44,8 @@ fn snapshot() -> Snapshot {
             delta: Some(1),
             cross_traffic_per_s: None,
             public: Vec::new(),
+            mapping_lifetime_s: None,
+            keepalive_s: None,
             port_mapping: PortMapping::None,
             second_priority: None,
             observations: Vec::new(),

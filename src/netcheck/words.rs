@@ -137,6 +137,8 @@ mod tests {
             delta: Some(2),
             cross_traffic_per_s: Some(12.0),
             public: vec!["203.0.113.101:30001".parse().expect("an address")],
+            mapping_lifetime_s: None,
+            keepalive_s: None,
             port_mapping: PortMapping::None,
             second_priority: Some(false),
             observations: vec![

@@ -10,10 +10,12 @@ use rand_chacha::rand_core::RngCore;
 
 use super::config;
 use super::discovery;
+use super::discovery::lifetime::Surroundings;
+use super::discovery::survey::Protocol;
 use super::introduction::{Errand, Introducers, Standing, Via};
 use super::keys::PublicKey;
 use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, Report};
-use super::nat::{Allocation, Mapping};
+use super::nat::{Allocation, Made, Mapping};
 use super::noise::Identity;
 use super::path::Way;
 use super::punch::SocketIds;
@@ -52,6 +54,7 @@ pub struct Local {
     pub inside: Vec<IpNet>,
     pub mapped: Option<MappedPort>,
     pub discovery: discovery::client::Client,
+    pub lifetime: discovery::lifetime::Lifetime,
     pub servers: Vec<rendezvous::client::Client>,
     pub ids: SocketIds,
     /// Connected peers, who can introduce us to others, and what they are to pass.
@@ -106,10 +109,10 @@ impl Local {
 
     /// Takes over what discovery wants sent and done.
     pub fn collect_discovery(&mut self) {
-        while let Some(action) = self.discovery.poll_action() {
+        while let Some(action) = self.discovery.poll_action().or_else(|| self.lifetime.poll_action()) {
             self.out.push_back(Output::Action(action));
         }
-        while let Some(transmit) = self.discovery.poll_transmit() {
+        while let Some(transmit) = self.discovery.poll_transmit().or_else(|| self.lifetime.poll_transmit()) {
             self.out.push_back(Output::Transmit(transmit));
         }
     }
@@ -158,6 +161,19 @@ impl Local {
                 (standing.and_then(|standing| standing.rtt), standing.and_then(|standing| standing.seen))
             }
         }
+    }
+
+    /// Goes on measuring how long our NAT remembers.
+    pub fn measure_lifetime(&mut self, now: Instant) {
+        let around = Surroundings {
+            server: self.discovery.any_target(Protocol::Dudp),
+            behind_nat: self.discovery.is_behind_nat(now),
+            busy: !self.hard_calls.is_empty(),
+        };
+        self.lifetime.handle_timeout(now, around, &mut self.ids, &mut self.rng);
+        // Each is a socket's of its own, at one server.
+        let made = self.lifetime.take_mappings() as u64;
+        self.discovery.note_mappings(Made { sockets: made, by_address: made, by_port: made });
     }
 
     /// Has the servers answer, from where we are now: it opens what our NAT may have forgotten.

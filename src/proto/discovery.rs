@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! DUDP_START, 40 bytes
-//! 0                8                 16      17                  40
-//! | shared header  | transaction (8) | reply | zeroes, unread …  |
+//! 0                8                 16      17         19                  40
+//! | shared header  | transaction (8) | reply | port (2) | zeroes, unread …  |
 //!
 //! DUDP_PUBINFO, 40 bytes
-//! 0                8                 16      17                  36       40
-//! | shared header  | transaction (8) | reply | public address    | zeroes |
+//! 0                8                 16      17                  36         38       40
+//! | shared header  | transaction (8) | reply | public address    | port (2) | zeroes |
 //! ```
 //!
 //! `reply` asks from where the answer shall come, and in the answer says from where it does: 0 the address and port that were
-//! asked, 1 another port of that address, 2 another address of the server's. A server that has no such socket does not
+//! asked, 1 another port of that address, 2 another address of the server's. 3 asks for an answer from where was asked, but to
+//! `port` (else 0) of the address that asks: how a member learns whether its NAT still remembers that port ([`lifetime`]). It goes
+//! to nobody who did not ask. A server that has no such socket does not
 //! answer a request for it from elsewhere: it answers from where it was asked and says 0, so that silence always means a
 //! filter (or loss).
 //!
@@ -20,6 +22,7 @@
 //! secret or signed; who can't read the path can't guess the transaction.
 
 pub mod client;
+pub mod lifetime;
 pub mod server;
 pub mod survey;
 
@@ -35,19 +38,30 @@ pub type Transaction = [u8; 8];
 
 /// From where an answer shall come, or does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[repr(u8)]
 pub enum Reply {
-    Same = 0,
-    OtherPort = 1,
-    OtherAddress = 2,
+    Same,
+    OtherPort,
+    OtherAddress,
+    /// From where was asked, to this port of who asks.
+    ToPort(u16),
 }
 
 impl Reply {
-    fn from_byte(byte: u8) -> Option<Self> {
+    fn encode(self) -> (u8, u16) {
+        match self {
+            Self::Same => (0, 0),
+            Self::OtherPort => (1, 0),
+            Self::OtherAddress => (2, 0),
+            Self::ToPort(port) => (3, port),
+        }
+    }
+
+    fn decode(byte: u8, port: u16) -> Option<Self> {
         Some(match byte {
             0 => Self::Same,
             1 => Self::OtherPort,
             2 => Self::OtherAddress,
+            3 if port != 0 => Self::ToPort(port),
             _ => return None,
         })
     }
@@ -61,7 +75,8 @@ pub struct Start {
 
 impl Start {
     pub fn encode(&self) -> Vec<u8> {
-        Writer::with(&Dudp::Start.header()).bytes(&self.transaction).u8(self.reply as u8).pad_to(MESSAGE_LEN).finish()
+        let (reply, port) = self.reply.encode();
+        Writer::with(&Dudp::Start.header()).bytes(&self.transaction).u8(reply).u16(port).pad_to(MESSAGE_LEN).finish()
     }
 
     pub fn parse(datagram: &[u8]) -> Option<Self> {
@@ -69,7 +84,7 @@ impl Start {
             return None;
         }
         let mut reader = Reader::new(&datagram[HEADER_LEN..]);
-        Some(Self { transaction: reader.array()?, reply: Reply::from_byte(reader.u8()?)? })
+        Some(Self { transaction: reader.array()?, reply: Reply::decode(reader.u8()?, reader.u16()?)? })
     }
 }
 
@@ -84,10 +99,12 @@ impl PubInfo {
     pub fn encode(&self) -> Vec<u8> {
         let mut address = Writer::default().address(self.public).finish();
         mask(&mut address, &self.transaction);
+        let (reply, port) = self.reply.encode();
         Writer::with(&Dudp::PubInfo.header())
             .bytes(&self.transaction)
-            .u8(self.reply as u8)
+            .u8(reply)
             .bytes(&address)
+            .u16(port)
             .pad_to(MESSAGE_LEN)
             .finish()
     }
@@ -98,8 +115,9 @@ impl PubInfo {
         }
         let mut reader = Reader::new(&datagram[HEADER_LEN..]);
         let transaction = reader.array()?;
-        let reply = Reply::from_byte(reader.u8()?)?;
+        let reply = reader.u8()?;
         let mut address: [u8; 19] = reader.array()?;
+        let reply = Reply::decode(reply, reader.u16()?)?;
         mask(&mut address, &transaction);
         Some(Self { transaction, reply, public: Reader::new(&address).address()? })
     }
@@ -117,6 +135,8 @@ mod tests {
 
     #[test]
     fn both_messages_read_back_as_they_were_written_and_have_one_length() {
+        let start = Start { transaction: *b"transact", reply: Reply::ToPort(30001) };
+        assert_eq!(Start::parse(&start.encode()), Some(start));
         let start = Start { transaction: *b"transact", reply: Reply::OtherPort };
         assert_eq!(Start::parse(&start.encode()), Some(start));
         for public in ["203.0.113.7:4275", "[2001:db8::7]:4275"] {

@@ -36,6 +36,7 @@
 //! | 12  | hold          | first and last port (2 each) between which a mapping of ours is, the port (2) of the receiver's that it leads to; up to [`MAX_HOLDS`] |
 //! | 13  | budget        | probes, NAT entries (4 each) that the sender may spend on this call               |
 //! | 14  | waiting       | (0) payload waits for this call: where both call at once, the call of the one that has some goes first |
+//! | 20  | beside        | nothing (0): the caller has a path and looks for a nearer one, by candidates alone |
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,6 +68,7 @@ const RANGE: u8 = 11;
 const HOLD: u8 = 12;
 const BUDGET: u8 = 13;
 const WAITING: u8 = 14;
+const BESIDE: u8 = 20;
 
 /// An address at which a member may be reached without its NAT's mapping being guessed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -178,6 +180,8 @@ pub struct Terms {
 pub struct Call {
     pub id: CallId,
     pub report: Report,
+    /// There is a path, and only a nearer one is looked for.
+    pub beside: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -211,12 +215,13 @@ pub enum Reason {
 
 impl Call {
     pub fn encode(&self) -> Vec<u8> {
-        write_report(Writer::default().u64(self.id), &self.report).finish()
+        let writer = write_report(Writer::default().u64(self.id), &self.report);
+        if self.beside { writer.u8(BESIDE).u8(0).finish() } else { writer.finish() }
     }
 
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let fields = Fields::parse(bytes)?;
-        Some(Self { id: fields.id, report: fields.report })
+        Some(Self { id: fields.id, report: fields.report, beside: fields.beside })
     }
 }
 
@@ -319,13 +324,14 @@ struct Fields {
     report: Report,
     terms: Terms,
     reason: Option<Reason>,
+    beside: bool,
 }
 
 impl Fields {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
         let id = reader.u64()?;
-        let mut fields = Self { id, report: Report::default(), terms: Terms::default(), reason: None };
+        let mut fields = Self { id, report: Report::default(), terms: Terms::default(), reason: None, beside: false };
         while !reader.is_empty() {
             let tag = reader.u8()?;
             let len = usize::from(reader.u8()?);
@@ -399,6 +405,7 @@ impl Fields {
                     _ => Reason::Unwilling,
                 });
             }
+            BESIDE => self.beside = true,
             _ => {}
         }
         Some(())
@@ -445,7 +452,7 @@ mod tests {
 
     #[test]
     fn every_part_reads_back_as_it_was_written() {
-        let call = Call { id: 7, report: report() };
+        let call = Call { id: 7, report: report(), beside: true };
         assert_eq!(Call::parse(&call.encode()), Some(call));
         let terms = Terms {
             modification: Some("203.0.113.101:30036".parse().expect("address")),
@@ -462,9 +469,9 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_skipped() {
-        let mut bytes = Call { id: 7, report: report() }.encode();
+        let mut bytes = Call { id: 7, report: report(), beside: true }.encode();
         bytes.extend([200, 3, 1, 2, 3]);
-        assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: report() }));
+        assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: report(), beside: true }));
     }
 
     #[test]
@@ -477,14 +484,14 @@ mod tests {
         assert_eq!(reachable("[::ffff:192.0.2.1]:9".parse().expect("address")), None);
         let mut bytes = 7u64.to_be_bytes().to_vec();
         bytes.extend(Writer::default().u8(TUPLE).u8(19).address("224.0.0.1:9".parse().expect("address")).finish());
-        assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: Report::default() }));
+        assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: Report::default(), beside: false }));
     }
 
     #[test]
     fn more_candidates_than_the_cap_are_not_kept() {
         let mut report = report();
         report.candidates = vec![report.candidates[0]; MAX_CANDIDATES];
-        let mut bytes = Call { id: 7, report }.encode();
+        let mut bytes = Call { id: 7, report, beside: false }.encode();
         let extra = Writer::default().u8(CANDIDATE).u8(20).u8(1).address("10.0.0.1:9".parse().expect("address"));
         bytes.extend(extra.finish());
         assert_eq!(Call::parse(&bytes).expect("parses").report.candidates.len(), MAX_CANDIDATES);
@@ -501,7 +508,7 @@ mod tests {
 
         #[test]
         fn a_part_cut_short_is_refused_or_says_less(cut in 0usize..100) {
-            let bytes = Call { id: 7, report: report() }.encode();
+            let bytes = Call { id: 7, report: report(), beside: true }.encode();
             if let Some(call) = Call::parse(&bytes[..bytes.len().saturating_sub(cut)]) {
                 prop_assert_eq!(call.id, 7);
             }

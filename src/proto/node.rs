@@ -13,6 +13,7 @@ mod introducing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -25,6 +26,7 @@ pub use super::context::MappedPort;
 use super::context::{Local, Output, PeerId};
 use super::cookie::{Gate, Verdict, reply_receiver};
 use super::discovery;
+use super::discovery::lifetime::Lifetime;
 use super::introduction::Via;
 use super::ip::Header;
 use super::keys::PublicKey;
@@ -46,7 +48,7 @@ const BUSY_PER_S: u32 = 600;
 
 /// A server that sees us move makes us look at the network anew at most this often: a NAT that forgets between two keepalives
 /// moves us each time, and a server may lie.
-const MOVED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+const MOVED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Past one NAT, and no further, until more is learned: a packet that ends at the next router opens that NAT.
 const LOW_TTL: u8 = 2;
@@ -70,6 +72,8 @@ pub struct Node {
     drops: Drops,
     /// What we may still pass for others.
     introductions: Allowance,
+    /// How long paths may be silent, as peers and servers were told last.
+    keepalive: Option<Duration>,
     /// When a server last said that we are elsewhere than before.
     moved_at: Option<Instant>,
     resolving: BTreeSet<String>,
@@ -101,6 +105,7 @@ impl Node {
                 inside: config.addresses.iter().map(ipnet::IpNet::trunc).collect(),
                 mapped: None,
                 discovery,
+                lifetime: Lifetime::default(),
                 servers,
                 introducers: BTreeMap::new(),
                 errands: VecDeque::new(),
@@ -121,6 +126,7 @@ impl Node {
             stirred: false,
             drops: Drops::default(),
             introductions: Allowance::default(),
+            keepalive: None,
             moved_at: None,
             resolving: BTreeSet::new(),
             config,
@@ -164,7 +170,7 @@ impl Node {
         match Kind::of(packet.bytes()).ok_or(Drop::Malformed)? {
             Kind::WireGuard(WireGuard::Transport) => self.handle_transport(now, way, packet),
             Kind::WireGuard(kind) => self.handle_handshake(now, way, kind, packet.bytes()).map(|()| false),
-            Kind::Stun => self.handle_discovery(now, packet.bytes()).map(|()| false),
+            Kind::Stun => self.handle_discovery(now, way.socket, packet.bytes()).map(|()| false),
             Kind::Dudp(kind) => self.handle_dudp(now, way, kind, packet.bytes()).map(|()| false),
         }
     }
@@ -228,7 +234,10 @@ impl Node {
         outcome
     }
 
-    fn handle_discovery(&mut self, now: Instant, datagram: &[u8]) -> Result<(), Drop> {
+    fn handle_discovery(&mut self, now: Instant, socket: SocketId, datagram: &[u8]) -> Result<(), Drop> {
+        if self.local.lifetime.handle_datagram(now, socket, datagram) {
+            return Ok(());
+        }
         if !self.local.discovery.handle_datagram(now, datagram) {
             return Err(Drop::Unknown);
         }
@@ -238,7 +247,7 @@ impl Node {
 
     fn handle_dudp(&mut self, now: Instant, way: Way, kind: Dudp, datagram: &[u8]) -> Result<(), Drop> {
         match kind {
-            Dudp::PubInfo => self.handle_discovery(now, datagram),
+            Dudp::PubInfo => self.handle_discovery(now, way.socket, datagram),
             Dudp::Ack | Dudp::Ack2 => {
                 let index = rendezvous::receiver(datagram).ok_or(Drop::Malformed)?;
                 let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
@@ -267,7 +276,10 @@ impl Node {
         };
         match servers[number].handle_sealed(now, kind, way.remote, datagram)? {
             Word::Nothing => Ok(()),
-            Word::Moved { .. } => {
+            Word::Moved { forgotten_after, .. } => {
+                if let Some(silence) = forgotten_after {
+                    self.local.lifetime.note_forgotten(silence);
+                }
                 if self.moved_at.is_none_or(|at| now.since(at) >= MOVED_INTERVAL) {
                     self.moved_at = Some(now);
                     // A NAT that forgot or was renumbered is still the NAT that it was: what is known of it serves until there is news.
@@ -316,6 +328,9 @@ impl Node {
             self.local.discovery.handle_timeout(now);
             self.stirred = true;
         }
+        if self.local.lifetime.poll_timeout().is_some_and(|due| now >= due) {
+            self.local.measure_lifetime(now);
+        }
         while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| now >= *due) {
             self.deadlines.remove(&(due, id));
             if let Some(peer) = self.peers.get_mut(&id) {
@@ -343,7 +358,7 @@ impl Node {
         } else {
             self.local.hard_calls.remove(&id);
         }
-        let floor = looked_at + std::time::Duration::from_nanos(u64::from(looked_at != Instant::default()));
+        let floor = looked_at + Duration::from_nanos(u64::from(looked_at != Instant::default()));
         let due = peer.poll_timeout().map(|due| due.max(floor));
         if peer.scheduled == due {
             return;
@@ -361,6 +376,7 @@ impl Node {
     fn settle(&mut self, now: Instant) {
         self.run_errands(now);
         self.local.collect_discovery();
+        self.spread_keepalive(now);
         for number in 0..self.local.servers.len() {
             while let Some(action) = self.local.servers[number].poll_action() {
                 self.stirred |= matches!(action, Action::Event(Event::Registered { .. }));
@@ -382,6 +398,18 @@ impl Node {
             }
             self.settle(now);
         }
+    }
+
+    /// Has paths and registrations kept open as often as the NAT was found to need it.
+    fn spread_keepalive(&mut self, now: Instant) {
+        let interval = self.local.lifetime.keepalive();
+        if self.keepalive.replace(interval) == Some(interval) {
+            return;
+        }
+        for server in &mut self.local.servers {
+            server.set_keepalive(interval);
+        }
+        self.each_peer(|peer, _| peer.handle_keepalive(now, interval));
     }
 
     fn tell_nat(&mut self, now: Instant) {
@@ -422,6 +450,7 @@ impl Node {
         let own: Vec<IpAddr> = self.local.addresses.iter().map(ipnet::IpNet::addr).collect();
         let scout = self.local.ids.next();
         self.local.discovery.start(now, self.config.listen_port, &own, scout);
+        self.local.lifetime.start(now);
         // The registrations may be at addresses that are ours no longer.
         for server in &mut self.local.servers {
             server.renew(now);
@@ -463,6 +492,7 @@ impl Node {
     /// A socket could not be opened. Its shots go nowhere, which the call's own time takes care of.
     pub fn handle_socket_failed(&mut self, now: Instant, id: SocketId) {
         self.local.discovery.forget_scout(id);
+        self.local.lifetime.handle_socket_failed(id);
         self.stirred = true;
         self.settle(now);
     }
@@ -544,9 +574,11 @@ impl Node {
                     .unwrap_or_else(|| rendezvous::client::Client::new(now, &self.local.identity, server.clone()));
                 self.local.servers.push(client);
             }
+            self.keepalive = None;
         }
         if discovery_changed {
             self.local.discovery.close();
+            self.local.lifetime.close();
             self.settle(now);
             self.local.discovery = new_discovery(&self.config, &mut self.local.rng);
             self.on_network_changed(now);
@@ -609,11 +641,14 @@ impl Node {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let servers = self.local.servers.iter().filter_map(rendezvous::client::Client::poll_timeout);
         let peers = self.deadlines.first().map(|(due, _)| *due);
-        servers.chain(self.local.discovery.poll_timeout()).chain(peers).min()
+        let own = [self.local.discovery.poll_timeout(), self.local.lifetime.poll_timeout()];
+        servers.chain(own.into_iter().flatten()).chain(peers).min()
     }
 
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let mut nat = self.local.discovery.nat(now);
+        nat.mapping_lifetime_s = self.local.lifetime.measured().map(|lived| lived.as_secs_f64());
+        nat.keepalive_s = Some(self.local.lifetime.keepalive().as_secs_f64());
         if let Some(mapped) = self.local.mapped {
             nat.port_mapping = mapped.by;
         }

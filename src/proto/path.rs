@@ -47,6 +47,11 @@ const LOST_TRIES: u32 = 8;
 const RETRY: Duration = Duration::from_millis(400);
 /// … so many times in all: with 5 % loss each way all are lost once in 10,000.
 const TRIES: u32 = 4;
+/// How long a path that was left is still listened on: what is on its way there is not lost, and says nothing of where the peer
+/// is. A round trip by satellite, and the choice of the new path repeated a few times.
+const LINGER: Duration = Duration::from_secs(3);
+/// Paths that were left, so sockets that stay open for them: a call proves one or two on its way to the best.
+const MAX_LEFT: usize = 4;
 /// Challenges at once: one for the path in use, some for addresses that showed up. More are dropped.
 const MAX_CHALLENGES: usize = 8;
 
@@ -76,11 +81,14 @@ pub enum Goal {
     Choose,
     /// The caller's choice, from an address that its call did not name: followed if it works.
     Follow(Method),
-    /// Does the peer speak the DUDP family at all? Asked once.
+    /// Does the peer speak the DUDP family at all? No harm where it does not.
     Greet,
     /// A user wants to know how long it takes. Asked once.
     Ping(u64),
 }
+
+/// How often a peer that may be stock WireGuard is greeted: a member that is not known as one can't introduce others.
+const GREETINGS: u32 = 3;
 
 #[derive(Clone, Copy, Debug)]
 struct Challenge {
@@ -98,7 +106,7 @@ impl Challenge {
             + match self.goal {
                 Goal::Check if self.tries > SUSPECT_TRIES => SUSPECT_RETRY,
                 Goal::Check => rtt.map_or(UNTIMED_RETRY, |rtt| (rtt * 5 / 4).max(SOONEST_RETRY)),
-                _ if self.is_asked_once() => RETRY * 5,
+                _ if self.is_only_asked() => RETRY * 5,
                 _ => RETRY,
             }
     }
@@ -106,12 +114,13 @@ impl Challenge {
     fn most_tries(&self) -> u32 {
         match self.goal {
             Goal::Check => LOST_TRIES,
-            Goal::Ping(_) | Goal::Greet => 1,
+            Goal::Ping(_) => 1,
+            Goal::Greet => GREETINGS,
             Goal::Move(_) | Goal::Choose | Goal::Follow(_) => TRIES,
         }
     }
 
-    fn is_asked_once(&self) -> bool {
+    fn is_only_asked(&self) -> bool {
         matches!(self.goal, Goal::Ping(_) | Goal::Greet)
     }
 }
@@ -161,10 +170,13 @@ pub struct Paths {
     last_heard: Instant,
     /// When the first payload was sent that nothing was heard after.
     unanswered_since: Option<Instant>,
+    silence: Duration,
     /// Since the path was asked last.
     flow: Option<Flow>,
     checked: Option<Instant>,
     suspect: bool,
+    /// Paths that were left for others, the latest last, and until when they are listened on.
+    left: Vec<(Way, Instant)>,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
@@ -193,12 +205,32 @@ impl Paths {
     pub fn adopt(&mut self, now: Instant, way: Way, method: Method, proved: bool) {
         if !self.is_current(way) {
             self.rtt = None;
+            self.left.retain(|(left, _)| *left != way);
+            if self.left.len() == MAX_LEFT {
+                self.left.remove(0);
+            }
+            self.left.extend(self.current.map(|path| (path.way, now + LINGER)));
         }
         self.current = Some(Path { way, method, proved });
         self.last_heard = now;
         self.unanswered_since = None;
         self.flow = None;
         self.suspect = false;
+    }
+
+    /// Whether `way` was left a moment ago, so that what comes there was sent before.
+    pub fn was_left(&self, now: Instant, way: Way) -> bool {
+        self.left.iter().any(|(left, until)| *left == way && now < *until)
+    }
+
+    /// Until when a socket is to stay open for what is on its way there.
+    pub fn lingers(&self, socket: SocketId) -> Option<Instant> {
+        self.left.iter().filter(|(way, _)| way.socket == socket).map(|(_, until)| *until).max()
+    }
+
+    /// Whether a path found by another method might be better than the one in use.
+    pub fn can_improve(&self) -> bool {
+        self.current.is_some_and(|path| rank(path.method) > 0)
     }
 
     /// Whether the path in use did not answer, and may be dead.
@@ -219,11 +251,6 @@ impl Paths {
     /// Whether a path found by `method` is better than the one in use. A nearer one is, another of the same kind is not: a
     /// path that works is not given up for one that only promises to.
     pub fn improves(&self, method: Method) -> bool {
-        let rank = |method| match method {
-            Method::Lan => 0,
-            Method::Ipv6 => 1,
-            Method::Endpoint | Method::PortMapping | Method::Punch | Method::Shotgun | Method::Roamed => 2,
-        };
         !self.is_proved() || self.current.is_none_or(|path| rank(method) < rank(path.method))
     }
 
@@ -240,9 +267,17 @@ impl Paths {
         self.challenges.retain(|challenge| challenge.way.socket != socket || socket < SocketId::FIRST_EXTRA);
     }
 
-    /// Payload went out.
-    pub fn note_sent(&mut self, now: Instant) {
-        self.unanswered_since.get_or_insert(now);
+    /// Payload went out, after nothing had since `before`.
+    pub fn note_sent(&mut self, now: Instant, before: Option<Instant>) {
+        if self.unanswered_since.is_none() {
+            self.unanswered_since = Some(now);
+            self.silence = before.map_or(Duration::ZERO, |before| now.since(before));
+        }
+    }
+
+    /// How long nothing had been sent before the payload that is not answered.
+    pub fn silence(&self) -> Duration {
+        if self.unanswered_since.is_some() { self.silence } else { Duration::ZERO }
     }
 
     /// Something authentic came in by `way`.
@@ -337,7 +372,7 @@ impl Paths {
             }
             let in_use = current == Some(challenge.way);
             if challenge.tries >= challenge.most_tries() {
-                if !challenge.is_asked_once() && in_use {
+                if !challenge.is_only_asked() && in_use {
                     news = Some(News::Lost(challenge.way));
                 }
                 return false;
@@ -356,6 +391,15 @@ impl Paths {
         });
         self.suspect |= news == Some(News::Suspect);
         Due { asks, news }
+    }
+}
+
+/// Nearer ones first.
+fn rank(method: Method) -> u8 {
+    match method {
+        Method::Lan => 0,
+        Method::Ipv6 => 1,
+        Method::Endpoint | Method::PortMapping | Method::Punch | Method::Shotgun | Method::Roamed => 2,
     }
 }
 
@@ -419,7 +463,7 @@ mod tests {
     fn payload_without_an_answer_makes_the_path_suspect_within_a_second_and_lost_within_four() {
         let now = Instant::default() + Duration::from_secs(9);
         let mut paths = in_use(now);
-        paths.note_sent(now);
+        paths.note_sent(now, None);
         let (_, news) = run(&mut paths, now + Duration::from_secs(4));
         let within = |ms: u64| now + Duration::from_millis(ms);
         assert!(matches!(news[..], [(_, News::Doubted), (at, News::Suspect), (_, News::Lost(_))] if at < within(1000)));
@@ -450,7 +494,7 @@ mod tests {
         let mut asked = 0;
         for tick in 0..1000 {
             let now = start + Duration::from_millis(10) * tick;
-            paths.note_sent(now);
+            paths.note_sent(now, None);
             if paths.poll_timeout().is_some_and(|due| due <= now) {
                 let due = paths.handle_timeout(now, || u64::from(tick));
                 assert_eq!(due.news, None);
@@ -468,7 +512,7 @@ mod tests {
         let mut now = Instant::default() + Duration::from_secs(9);
         let mut paths = in_use(now);
         for _ in 0..20 {
-            paths.note_sent(now);
+            paths.note_sent(now, None);
             paths.note_heard(now + RTT, way(1));
             paths.note_payload(now + RTT, way(1));
             now = now + Duration::from_secs(1);
@@ -480,7 +524,7 @@ mod tests {
     fn whatever_is_heard_on_a_suspect_path_clears_it() {
         let now = Instant::default() + Duration::from_secs(9);
         let mut paths = in_use(now);
-        paths.note_sent(now);
+        paths.note_sent(now, None);
         run(&mut paths, now + Duration::from_secs(1));
         assert!(paths.is_suspect() && paths.improves(Method::Punch));
         paths.note_heard(now + Duration::from_secs(1), way(1));
@@ -510,6 +554,19 @@ mod tests {
         paths.adopt(Instant::default(), way(1), Method::Shotgun, true);
         assert!(!paths.improves(Method::Punch));
         assert!(paths.improves(Method::Lan));
+    }
+
+    #[test]
+    fn a_path_that_was_left_is_listened_on_for_three_seconds() {
+        let now = Instant::default();
+        let mut paths = in_use(now);
+        paths.adopt(now, way(2), Method::Lan, true);
+        assert!(paths.was_left(now + LINGER / 2, way(1)) && !paths.was_left(now + LINGER, way(1)));
+        assert!(!paths.was_left(now, way(2)));
+        for port in 3..100 {
+            paths.adopt(now, way(port), Method::Lan, true);
+        }
+        assert_eq!(paths.left.len(), MAX_LEFT);
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! a call of the peer's:  Idle … ─► Surveying ─► Punching
 //! ```
 //!
-//! The tunnel is WireGuard's and goes on by itself; a path may come and go below it. `calling` has the call, this file what
-//! holds the three together.
+//! The tunnel is WireGuard's and goes on by itself; a path may come and go below it. `calling` has the call, `recovering`
+//! what follows it when the path breaks, the network changes or a nearer path appears, this file what holds them together.
 
 mod called;
 mod calling;
@@ -41,9 +41,6 @@ use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
 use punching::{Parties, Updating};
 
-/// How often a path is kept open by a packet of ours when there is nothing to say. Below 30 s, after which the first NATs
-/// forget; above 15 s, which is what a peer may cost; with a handshake each 120 s it comes to one packet in 17 s.
-const KEEPALIVE: Duration = Duration::from_secs(25);
 /// A peer with an endpoint gets so long to answer there before it is called as well.
 const ENDPOINT_FIRST: Duration = Duration::from_millis(600);
 /// Pings that wait for a path.
@@ -76,6 +73,8 @@ pub struct Peer {
     punched_index: Option<u32>,
     /// The path in use broke, or may have. What the peer still sends there may poison the old tuples at our router.
     broke: bool,
+    /// How long we had sent nothing by it before that.
+    silence: Duration,
     /// The peer was not registered when it was called last.
     absent: bool,
     /// This call may become a hard one, by what our own NAT does.
@@ -92,6 +91,10 @@ pub struct Peer {
     introduced: Option<String>,
     /// Sockets that outlive their punch: the one that the path in use goes by.
     kept_socket: Option<SocketId>,
+    /// Sockets to close, and when: a path that was left went by them.
+    lingering: Vec<(SocketId, Instant)>,
+    /// There may be a nearer path than the one in use.
+    wants_better: bool,
     waiting_pings: Vec<u64>,
     why: Option<String>,
     failed: bool,
@@ -126,6 +129,8 @@ enum Call {
 
 enum Purpose {
     Place,
+    /// As [`Purpose::Place`], beside a path that works, for a nearer one.
+    Better,
     Answer(Box<Incoming>),
 }
 
@@ -155,6 +160,8 @@ struct Calling {
     passers: Passers,
     /// The socket that our counter is watched from.
     watch: Option<SocketId>,
+    /// For a nearer path than the one in use.
+    beside: bool,
 }
 
 struct Punching {
@@ -197,6 +204,7 @@ impl Peer {
             answered: None,
             punched_index: None,
             broke: false,
+            silence: Duration::ZERO,
             absent: false,
             claims_hard: false,
             main_was_used: false,
@@ -205,6 +213,8 @@ impl Peer {
             listed: None,
             introduced: None,
             kept_socket: None,
+            lingering: Vec::new(),
+            wants_better: false,
             waiting_pings: Vec::new(),
             why: None,
             failed: false,
@@ -246,6 +256,9 @@ impl Peer {
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }
+        for (socket, _) in std::mem::take(&mut self.lingering) {
+            local.close_socket(socket);
+        }
         for index in self.tunnel.indices().collect::<Vec<_>>() {
             local.indices.remove(&index);
         }
@@ -255,7 +268,10 @@ impl Peer {
     fn close_socket(&mut self, local: &mut Local, socket: SocketId) {
         local.discovery.forget_scout(socket);
         self.paths.forget_socket(socket);
-        local.close_socket(socket);
+        match self.paths.lingers(socket).filter(|_| socket >= SocketId::FIRST_EXTRA) {
+            Some(until) => self.lingering.push((socket, until)),
+            None => local.close_socket(socket),
+        }
     }
 
     pub fn is_connected(&self, now: Instant) -> bool {
@@ -293,6 +309,7 @@ impl Peer {
 
     /// An inner packet for this peer. `Some`: it now is a datagram, to go there.
     pub fn handle_packet(&mut self, now: Instant, local: &mut Local, packet: &mut Packet) -> Option<Way> {
+        let before = self.tunnel.last_sent();
         let sealed = match self.paths.current() {
             Some(path) => self.tunnel.seal(now, packet).then_some(path.way),
             None => match self.hope(now) {
@@ -305,7 +322,7 @@ impl Peer {
         };
         match sealed {
             Some(way) => {
-                self.paths.note_sent(now);
+                self.paths.note_sent(now, before);
                 Some(way)
             }
             None => {
@@ -342,6 +359,9 @@ impl Peer {
     fn note_authentic(&mut self, now: Instant, local: &mut Local, way: Way) {
         if self.paths.is_current(way) {
             self.paths.note_heard(now, way);
+            return;
+        }
+        if self.is_settled() && self.paths.was_left(now, way) {
             return;
         }
         if matches!(self.call, Call::Punching(_)) {
@@ -422,6 +442,9 @@ impl Peer {
     /// Takes a way into use, and sends what waited for one.
     fn adopt(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, proved: bool) {
         let news = self.paths.current().is_none();
+        if !news && !self.paths.is_current(way) {
+            local.step(&self.config.name, format!("goes on by {}, {}", way.remote, self.found_by(method)));
+        }
         self.paths.adopt(now, way, method, proved);
         // No more shots, and above all no new row, whose sockets would take the place of the one that the path goes by.
         if let Call::Punching(punching) = &mut self.call {
@@ -431,16 +454,23 @@ impl Peer {
             self.close_socket(local, old);
             self.kept_socket = None;
         }
+        if let Some(at) = self.lingering.iter().position(|(socket, _)| *socket == way.socket) {
+            self.lingering.swap_remove(at);
+            self.kept_socket = Some(way.socket);
+        }
         self.failures = 0;
         self.failed = false;
         self.absent = false;
-        self.broke = false;
+        if std::mem::take(&mut self.broke) {
+            // The peer was there all the while, so it was a NAT that forgot, perhaps ours.
+            local.lifetime.note_forgotten(self.silence);
+        }
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
             self.why = Some(self.found_by(method));
         }
-        self.tunnel.set_keepalive(now, Some(KEEPALIVE));
+        self.tunnel.set_keepalive(now, Some(local.lifetime.keepalive()));
         match self.call {
             Call::Punching(_) => {
                 if way.socket == SocketId::MAIN_V4 {
@@ -470,6 +500,7 @@ impl Peer {
     /// Sends what waited for a session and a path.
     fn flush(&mut self, now: Instant, local: &mut Local) {
         let Some(way) = self.way().or_else(|| self.hope(now)) else { return };
+        let before = self.tunnel.last_sent();
         let mut sent = false;
         while let Some(mut packet) = self.tunnel.poll_queued(now) {
             if self.tunnel.seal(now, &mut packet) {
@@ -478,7 +509,7 @@ impl Peer {
             }
         }
         if sent {
-            self.paths.note_sent(now);
+            self.paths.note_sent(now, before);
         }
     }
 
@@ -514,6 +545,7 @@ impl Peer {
 
     pub fn handle_timeout(&mut self, now: Instant, local: &mut Local) {
         self.tunnel.handle_timeout(now);
+        self.close_lingering(now, local);
         let Due { asks, news } = self.paths.handle_timeout(now, || local.rng.next_u64());
         for ask in asks {
             self.ask(now, local, ask);
@@ -590,7 +622,7 @@ impl Peer {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = [self.tunnel.poll_timeout(), self.paths.poll_timeout(), self.call_timeout()];
-        timers.into_iter().flatten().min()
+        timers.into_iter().chain(self.lingering.iter().map(|(_, until)| Some(*until))).flatten().min()
     }
 
     pub fn snapshot(&self, now: Instant, local: &Local) -> snapshot::Peer {

@@ -4,8 +4,8 @@
 //! call. Both have 68 bytes: nobody is amplified, and nobody can tell them apart by their length.
 //!
 //! ```text
-//! inside DUDP_ACK    0          8                 9        10        32
-//!                    | token    | candidate kind  | chosen | zeroes  |
+//! inside DUDP_ACK    0          8                 9        10     11        32
+//!                    | token    | candidate kind  | chosen | shot | zeroes  |
 //! inside DUDP_ACK2   0          8                 27                 32
 //!                    | token    | seen from (19)  | zeroes           |
 //! ```
@@ -13,7 +13,8 @@
 //! An ACK that arrives shows its receiver the port that the sender is at; the ACK2 goes back to that port with the ACK's
 //! token, and shows the sender that this very destination works, both ways. The token is random, so that even a peer can't
 //! claim that an ACK arrived where it did not. `candidate kind` is as which of the receiver's candidates the sender knows
-//! this address (0: none). `chosen`, in an ACK of the caller's: use this path, and close all other sockets of the call.
+//! this address (0: none). `chosen`, in an ACK of the caller's: use this path, and close all other sockets of the call. `shot`: one
+//! of a call's many; without it, the sender means to be found at the address that it comes from.
 
 use std::net::SocketAddr;
 
@@ -30,12 +31,19 @@ pub struct Ack {
     pub token: Token,
     pub via: Option<CandidateKind>,
     pub chosen: bool,
+    pub shot: bool,
 }
 
 impl Ack {
     pub fn encode(&self) -> Vec<u8> {
         let via = self.via.map_or(0, |kind| kind as u8);
-        Writer::default().u64(self.token).u8(via).u8(u8::from(self.chosen)).pad_to(BODY_LEN).finish()
+        Writer::default()
+            .u64(self.token)
+            .u8(via)
+            .u8(u8::from(self.chosen))
+            .u8(u8::from(self.shot))
+            .pad_to(BODY_LEN)
+            .finish()
     }
 
     pub fn parse(body: &[u8]) -> Option<Self> {
@@ -45,7 +53,7 @@ impl Ack {
         let mut reader = Reader::new(body);
         let token = reader.u64()?;
         let via = CandidateKind::from_byte(reader.u8()?);
-        Some(Self { token, via, chosen: reader.u8()? == 1 })
+        Some(Self { token, via, chosen: reader.u8()? == 1, shot: reader.u8()? == 1 })
     }
 }
 
@@ -75,7 +83,7 @@ mod tests {
 
     #[test]
     fn both_read_back_as_they_were_written() {
-        let ack = Ack { token: 77, via: Some(CandidateKind::Mapped), chosen: true };
+        let ack = Ack { token: 77, via: Some(CandidateKind::Mapped), chosen: true, shot: true };
         assert_eq!(Ack::parse(&ack.encode()), Some(ack));
         let ack2 = Ack2 { token: 78, seen: "203.0.113.5:40000".parse().expect("address") };
         assert_eq!(Ack2::parse(&ack2.encode()), Some(ack2));

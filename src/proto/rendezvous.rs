@@ -28,7 +28,8 @@ use super::keys::{KEY_LEN, PublicKey};
 use super::wire::{Dudp, HEADER_LEN};
 
 /// A member's word to its server at least this often. NATs forget after 30 s at the earliest that are worth reckoning with
-/// (Linux' own for a flow without an answer), and one packet in 20 s is what a server may cost.
+/// (Linux' own for a flow without an answer), and one packet in 20 s is what a server may cost. Where the NAT was found to forget
+/// sooner ([`super::discovery::lifetime`]), as often as that takes.
 pub const KEEPALIVE: Duration = Duration::from_secs(21);
 /// Three keepalives missed, and some: the member is gone.
 pub const FORGET_AFTER: Duration = Duration::from_secs(75);

@@ -31,6 +31,11 @@ pub struct Nat {
     /// How many new mappings a second other users of the same NAT make.
     pub cross_traffic_per_s: Option<f64>,
     pub public: Vec<SocketAddr>,
+    /// The longest silence after which the NAT is known to have remembered a mapping; 34 s is the longest that is tried, 0 says
+    /// that not even the shortest was outlived.
+    pub mapping_lifetime_s: Option<f64>,
+    /// How long a path may be silent before it is kept open by a packet.
+    pub keepalive_s: Option<f64>,
     pub port_mapping: PortMapping,
     /// Whether the first mapping of a local port keeps that port and later ones do not (the patent's FIG. 4A).
     pub second_priority: Option<bool>,

@@ -169,6 +169,11 @@ impl Tunnel {
         }
     }
 
+    /// When a packet was sealed last.
+    pub fn last_sent(&self) -> Option<Instant> {
+        self.last_sent
+    }
+
     /// Whether a packet would be sealed at `now`.
     pub fn is_established(&self, now: Instant) -> bool {
         self.slots.current_ref().is_some_and(|session| self.limits.is_usable(session, now))

@@ -17,6 +17,8 @@ fn snapshot() -> Snapshot {
             delta: Some(2),
             cross_traffic_per_s: Some(12.0),
             public: vec!["203.0.113.101:30001".parse().expect("an address")],
+            mapping_lifetime_s: Some(19.0),
+            keepalive_s: Some(14.25),
             port_mapping: PortMapping::None,
             second_priority: Some(true),
             observations: vec![Observation {
@@ -57,6 +59,7 @@ fn at(unix: u64) -> SystemTime {
 fn a_peer_is_shown_with_its_path_and_how_it_was_found() {
     let text = text(&snapshot(), at(1_000 + 3_661), Style::PLAIN);
     for line in [
+        "keepalives: after 14 s of silence: the nat remembers for 19 s at least",
         "peer: berlin (connected)\n",
         "  endpoint: 203.0.113.102:30007\n",
         "  found by: shotgun in 340 ms with 63 probes from 1 socket\n",

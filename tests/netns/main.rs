@@ -4,6 +4,7 @@
 //! and coturn: `scripts/test` installs them. At most two labs work at the same time; the tests that wait for minutes wait side
 //! by side, given `--test-threads 12`.
 
+mod after;
 mod contract;
 mod elsewhere;
 #[path = "../lab/enter.rs"]

@@ -105,8 +105,9 @@ fn nothing_but_keepalives_is_sent_when_nothing_is_said() {
     left.start(&lab);
     right.start(&lab);
     ping_both_ways(&lab, &left, &right, LIMIT);
-    // A last packet's keepalive comes 10 s after it (WireGuard's KEEPALIVE_TIMEOUT); a search for a UPnP router ends, too.
-    lab.idle(Duration::from_secs(20));
+    // A last packet's keepalive comes 10 s after it (WireGuard's KEEPALIVE_TIMEOUT); a search for a UPnP router ends, too; and how
+    // long the NAT remembers is measured once, by some twenty packets in the first 45 s.
+    lab.idle(Duration::from_secs(50));
     for host in ["left", "right"] {
         lab.nft(host, "inet count", "output priority 0", "oifname eth0 meta l4proto udp counter");
     }

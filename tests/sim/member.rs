@@ -66,6 +66,8 @@ pub struct Member {
     pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Most extra sockets that the system gives.
     pub socket_limit: usize,
+    /// Whether its node starts without knowing them.
+    pub hides_addresses: bool,
     /// When each inner packet was delivered, where a test asks for it.
     pub deliveries: Option<Vec<Instant>>,
     /// A firewall on the same machine.
@@ -108,6 +110,7 @@ impl Member {
             traffic: BTreeMap::new(),
             names: BTreeMap::new(),
             socket_limit: usize::MAX,
+            hides_addresses: false,
             deliveries: None,
             firewall: None,
             mapping: None,
@@ -161,6 +164,10 @@ impl Member {
 
     pub fn start_counting(&mut self) {
         self.traffic.clear();
+    }
+
+    pub fn addresses(&self) -> &[IpNet] {
+        &self.addresses
     }
 
     /// Its own addresses are these now; the node is told by [`Member::tell_addresses`].
@@ -352,7 +359,7 @@ impl Machine for Member {
         let now = moment.now;
         let Some(node) = &mut self.node else {
             let mut node = Node::new(self.config.clone(), self.seed, now, wall(now));
-            node.handle_addresses(now, &self.addresses);
+            node.handle_addresses(now, if self.hides_addresses { &[] } else { &self.addresses });
             self.node = Some(Box::new(node));
             return self.drain(moment);
         };

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use p2ptund::proto::config::{DISCOVERY_PORTS, RENDEZVOUS_PORT};
+use p2ptund::proto::discovery::Reply;
 use p2ptund::proto::keys::{PrivateKey, PublicKey};
 use p2ptund::proto::{Instant, discovery, rendezvous};
 
@@ -15,6 +16,8 @@ pub struct Discovery {
     listeners: Vec<SocketAddr>,
     server: discovery::server::Server,
     pub silent: bool,
+    /// Knows nothing of answers to another port.
+    pub is_old: bool,
 }
 
 impl Discovery {
@@ -22,23 +25,25 @@ impl Discovery {
     pub fn new(addresses: &[IpAddr]) -> Self {
         let on = |address: &IpAddr| DISCOVERY_PORTS.map(|port| SocketAddr::new(*address, port));
         let listeners: Vec<SocketAddr> = addresses.iter().flat_map(on).collect();
-        Self { server: discovery::server::Server::new(listeners.clone()), listeners, silent: false }
+        Self { server: discovery::server::Server::new(listeners.clone()), listeners, silent: false, is_old: false }
     }
 }
 
 impl Machine for Discovery {
     fn handle_datagram(&mut self, moment: &mut Moment<'_>, datagram: Datagram) {
         let Some(listener) = self.listeners.iter().position(|at| *at == datagram.dst) else { return };
-        if self.silent {
+        let to_another_port =
+            discovery::Start::parse(&datagram.payload).is_some_and(|start| matches!(start.reply, Reply::ToPort(_)));
+        if self.silent || (self.is_old && to_another_port) {
             return;
         }
-        if let Some((from, payload)) = self.server.handle_datagram(listener, datagram.src, &datagram.payload) {
+        if let Some((from, dst, payload)) = self.server.handle_datagram(listener, datagram.src, &datagram.payload) {
             // No rendezvous or discovery server is to amplify, but for bare STUN (20 bytes asked, 32 to 44 answered).
             if payload.len() > datagram.payload.len().max(44) {
                 moment.faults.push(format!("a discovery server answers {} bytes", payload.len()));
             }
             match self.listeners.get(from) {
-                Some(src) => moment.sent.push(Datagram { src: *src, dst: datagram.src, ttl: TTL, payload }),
+                Some(src) => moment.sent.push(Datagram { src: *src, dst, ttl: TTL, payload }),
                 None => {
                     moment.faults.push(format!("a discovery server answers from listener {from}, which it has not"))
                 }

@@ -17,7 +17,7 @@ use crate::terms::{Layout, Terms};
 const ONE_WAY: Duration = Duration::from_millis(20);
 /// By then a first connection stands.
 const SOON: Duration = Duration::from_secs(30);
-/// By then one that broke stands again: WireGuard notices after 15 s (keepalive and rekey timeout), and a call takes its time.
+/// By then one that broke stands again, whatever happened; [`crate::after`] holds what is sooner than that.
 const AGAIN: Duration = Duration::from_secs(60);
 /// One of every kind: a cone, the trap, and one whose every path has to be guessed.
 const KINDS: [Class; 3] = [Class::PortRestricted, Class::Masquerade, Class::Fig4BStep1];

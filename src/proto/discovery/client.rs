@@ -350,6 +350,12 @@ impl Client {
         self.main.as_ref().map(|survey| now.since(survey.started))
     }
 
+    /// Whether there is a NAT in front of us; `None`: that is not known yet, or will never be.
+    pub fn is_behind_nat(&self, now: Instant) -> Option<bool> {
+        let known = self.is_ready(now, SocketId::MAIN_V4) && self.nat.mapping != Mapping::Unknown;
+        known.then_some(self.nat.mapping != Mapping::None)
+    }
+
     /// Whether there may be a NAT in front of us that a new socket would be seen through.
     pub fn may_be_behind_nat(&self) -> bool {
         self.is_configured() && self.nat.mapping != Mapping::None
@@ -624,6 +630,7 @@ impl Client {
                     (_, Outcome::Answered { reply: Reply::Same, .. }) => {
                         "filtering: this server has no other socket to answer from"
                     }
+                    (Reply::ToPort(_), _) => "lifetime: an answer to another of our ports",
                     (Reply::OtherPort, _) => "filtering: an answer from another port",
                     (Reply::OtherAddress, _) => "filtering: an answer from another address",
                 };
@@ -661,6 +668,8 @@ impl Client {
             delta: self.nat.allocation.step(),
             cross_traffic_per_s: self.counter.rate().map(|rate| rate.per_s),
             public: self.nat.public.clone(),
+            mapping_lifetime_s: None,
+            keepalive_s: None,
             port_mapping: snapshot::PortMapping::None,
             second_priority: (self.nat.mapping != Mapping::Unknown)
                 .then_some(matches!(self.nat.allocation, Allocation::SecondPriority { .. })),

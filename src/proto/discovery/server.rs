@@ -22,22 +22,32 @@ impl Server {
         Self { listeners }
     }
 
-    /// The answer to a datagram that came in on `listener` from `from`, and goes back there: from which listener, and the bytes.
-    /// `None`: it was no request.
-    pub fn handle_datagram(&self, listener: usize, from: SocketAddr, datagram: &[u8]) -> Option<(usize, Vec<u8>)> {
+    /// The answer to a datagram that came in on `listener` from `from`: from which listener, to where (always `from`'s address),
+    /// and the bytes. `None`: it was no request.
+    pub fn handle_datagram(
+        &self,
+        listener: usize,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Option<(usize, SocketAddr, Vec<u8>)> {
         match Kind::of(datagram)? {
             Kind::Stun => {
                 let transaction = stun::parse_request(datagram)?;
-                Some((listener, stun::response(&transaction, from)))
+                Some((listener, from, stun::response(&transaction, from)))
             }
             Kind::Dudp(Dudp::Start) => {
                 let start = Start::parse(datagram)?;
+                let to = match start.reply {
+                    Reply::ToPort(port) => SocketAddr::new(from.ip(), port),
+                    Reply::Same | Reply::OtherPort | Reply::OtherAddress => from,
+                };
                 let (listener, reply) = match self.other(listener, start.reply) {
                     Some(other) => (other, start.reply),
+                    None if to != from => (listener, start.reply),
                     None => (listener, Reply::Same),
                 };
                 let info = PubInfo { transaction: start.transaction, reply, public: from };
-                Some((listener, info.encode()))
+                Some((listener, to, info.encode()))
             }
             _ => None,
         }
@@ -50,7 +60,7 @@ impl Server {
         self.listeners.iter().rposition(|there| {
             let family = there.is_ipv4() == here.is_ipv4();
             match reply {
-                Reply::Same => false,
+                Reply::Same | Reply::ToPort(_) => false,
                 Reply::OtherPort => family && there.ip() == here.ip() && there.port() != here.port(),
                 Reply::OtherAddress => family && there.ip() != here.ip(),
             }
@@ -71,7 +81,8 @@ mod tests {
         let from = "203.0.113.9:30001".parse().expect("address");
         let request = Start { transaction: *b"abcdefgh", reply }.encode();
         let answer = server.handle_datagram(listener, from, &request).expect("answers");
-        let (listener, bytes) = answer;
+        let (listener, to, bytes) = answer;
+        assert_eq!(to, from);
         assert!(bytes.len() <= request.len());
         (listener, PubInfo::parse(&bytes).expect("is a PUBINFO"))
     }
@@ -90,6 +101,17 @@ mod tests {
         let single = Server::new(vec!["198.51.100.7:4270".parse().expect("address")]);
         let (listener, info) = ask(&single, 0, Reply::OtherAddress);
         assert_eq!((listener, info.reply), (0, Reply::Same));
+    }
+
+    #[test]
+    fn answers_to_another_port_of_who_asks_and_of_nobody_else() {
+        let from: SocketAddr = "203.0.113.9:30001".parse().expect("address");
+        let request = Start { transaction: *b"abcdefgh", reply: Reply::ToPort(30002) }.encode();
+        let (listener, to, bytes) = server().handle_datagram(3, from, &request).expect("answers");
+        assert_eq!((listener, to), (3, "203.0.113.9:30002".parse().expect("address")));
+        assert!(bytes.len() <= request.len());
+        let info = PubInfo::parse(&bytes).expect("is a PUBINFO");
+        assert_eq!((info.reply, info.public), (Reply::ToPort(30002), from));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Our side of a call that the peer places: taken or refused, and answered (patent \[0063\] to \[0068\]).
 
+use std::time::Duration;
+
 use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, UPDATE};
 use super::punching::{Parties, Sockets};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
@@ -14,14 +16,14 @@ use crate::proto::{Instant, SocketId};
 
 /// A call of the peer's that crossed with our own is ignored for so long after ours was answered: what a datagram may have
 /// been on its way.
-const CROSSED: std::time::Duration = std::time::Duration::from_secs(2);
+const CROSSED: Duration = Duration::from_secs(2);
 
 /// A peer's calls are answered at most this often: each costs volleys, at addresses that the caller names.
-const CALL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(150);
+const CALL_INTERVAL: Duration = Duration::from_millis(150);
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
 /// volley lets the caller's in.
-pub(super) const COMPUTING: std::time::Duration = std::time::Duration::from_millis(10);
+pub(super) const COMPUTING: Duration = Duration::from_millis(10);
 
 impl Peer {
     /// Something that the peer had a server, or another member, pass to us.
@@ -87,8 +89,11 @@ impl Peer {
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
-        // Who calls beside a path has found that it broke.
-        self.broke |= self.paths.current().is_some();
+        // Who calls although there is a path has found that it broke, unless it says otherwise.
+        if self.paths.current().is_some() && !call.beside && !self.broke {
+            self.broke = true;
+            self.silence = self.tunnel.last_sent().map_or(Duration::ZERO, |last| now.since(last));
+        }
         let incoming =
             Incoming { passed: passed.to_vec(), received, call, came: now, via, holds: Vec::new(), tries: 0 };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
@@ -137,6 +142,7 @@ impl Peer {
     /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent \[0067\]).
     pub(super) fn answer(&mut self, now: Instant, local: &mut Local, socket: SocketId, incoming: Incoming) {
         let Incoming { passed, received, call, came, via, holds, .. } = incoming;
+        let beside = call.beside;
         self.introduced = words::introduced(local, via);
         let (mut ours, fresh) = local.report(now, socket, via);
         ours.holds = holds;
@@ -167,7 +173,7 @@ impl Peer {
         let answer = [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat();
         self.pass(now, local, via, answer.clone());
         self.answered = Some(Answered { passed, answer, at: now });
-        let parties = Parties { id: call.id, role: Role::Called, ours, theirs: call.report, terms, via };
+        let parties = Parties { id: call.id, role: Role::Called, ours, theirs: call.report, terms, via, beside };
         self.punch(now, local, index, now + until_start, parties, sockets);
     }
 }

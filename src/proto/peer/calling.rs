@@ -56,7 +56,7 @@ impl Peer {
             Call::Knocking { until } | Call::Resting { until } => Some(*until),
             Call::Surveying { purpose: Purpose::Answer(incoming), .. } => Some(incoming.came + SURVEY_WAIT),
             // The survey ends by its own deadlines, and whoever waits for it is looked at then.
-            Call::Surveying { purpose: Purpose::Place, .. } => None,
+            Call::Surveying { purpose: Purpose::Place | Purpose::Better, .. } => None,
             Call::Calling(calling) => Some(calling.due),
             Call::Punching(punching) => punching.poll_timeout(),
         }
@@ -133,7 +133,13 @@ impl Peer {
             self.on_suspect(now, local);
             return;
         }
-        if !self.wanted || self.paths.current().is_some() {
+        if self.paths.current().is_some() {
+            if std::mem::take(&mut self.wants_better) {
+                self.look_for_better(now, local);
+            }
+            return;
+        }
+        if !self.wanted {
             return;
         }
         if let Some(name) = self.endpoint_name()
@@ -203,7 +209,7 @@ impl Peer {
         if self.absent {
             // A new look at the NAT is worth its packets once the peer is there: if this call is answered and comes to nothing,
             // the next try looks.
-            self.place_call(now, local, SocketId::MAIN_V4);
+            self.place_call(now, local, SocketId::MAIN_V4, false);
         } else {
             self.survey(now, local, Purpose::Place);
         }
@@ -248,7 +254,7 @@ impl Peer {
         let Call::Surveying { socket, purpose } = &self.call else { return };
         let socket = *socket;
         let waited = match purpose {
-            Purpose::Place => false,
+            Purpose::Place | Purpose::Better => false,
             Purpose::Answer(incoming) => now.since(incoming.came) >= SURVEY_WAIT,
         };
         if !waited && !local.discovery.is_ready(now, socket) {
@@ -260,7 +266,8 @@ impl Peer {
             return;
         }
         match std::mem::replace(&mut self.call, Call::Idle) {
-            Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket),
+            Call::Surveying { purpose: Purpose::Place, .. } => self.place_call(now, local, socket, false),
+            Call::Surveying { purpose: Purpose::Better, .. } => self.place_call(now, local, socket, true),
             Call::Surveying { purpose: Purpose::Answer(mut incoming), .. } => {
                 match self.go_on_holding(now, local, socket, &mut incoming) {
                     Some(socket) => {
@@ -275,7 +282,7 @@ impl Peer {
     }
 
     /// Sends the second tuple and the differential to the peer (patent \[0062\]).
-    fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId) {
+    fn place_call(&mut self, now: Instant, local: &mut Local, socket: SocketId, beside: bool) {
         let Some(passer) = local.passer(self.id) else {
             self.end_sockets(local, socket, None);
             self.rest(now, local, FIRST_REST);
@@ -284,12 +291,13 @@ impl Peer {
         let (mut report, fresh) = local.report(now, socket, passer);
         report.budget = self.budget(local).left();
         report.waiting = self.tunnel.has_queued() || !self.waiting_pings.is_empty();
-        let watch = matches!(plan::port(&report), plan::Port::Moving(_)).then(|| self.watch(now, local)).flatten();
+        let moves = !beside && matches!(plan::port(&report), plan::Port::Moving(_));
+        let watch = moves.then(|| self.watch(now, local)).flatten();
         let index = local.new_index(self.id);
         let wall = local.wall(now);
         let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
         let id = local.rng.next_u64();
-        let call = message_control::Call { id, report: report.clone() };
+        let call = message_control::Call { id, report: report.clone(), beside };
         let sealed = keys.call.seal(&call.encode());
         let passed = [[CALL].as_slice(), &initiation, &sealed].concat();
         local.step(&self.config.name, format!("calling, from {}", words::tuple(&report)));
@@ -307,6 +315,7 @@ impl Peer {
             tries: 0,
             passers: Passers::default(),
             watch,
+            beside,
         };
         self.call = Call::Calling(Box::new(calling));
         if !self.failed {
@@ -375,19 +384,30 @@ impl Peer {
         let answer = key.open(sealed).ok_or(Drop::Unauthentic)?;
         let answer = Answer::parse(&answer).filter(|answer| answer.id == id).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
-        let Calling { report, socket, fresh, watch, .. } = *calling;
+        let Calling { report, socket, fresh, watch, beside, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
+        if self.is_settled() && !beside {
+            // The path that was suspect answered meanwhile; the peer's shots are answered, and the peer stays where it is, too.
+            self.end_sockets(local, socket, fresh);
+            if let Some(watch) = watch {
+                self.close_socket(local, watch);
+            }
+            self.call_began = None;
+            return Ok(());
+        }
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(plan::SHORTEST_ROUND, plan::LONGEST_ROUND);
         let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO, self.has_tried());
-        let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via };
+        let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via, beside };
         let sockets = Sockets { reported: socket, fresh, watch };
         if !self.punch(now, local, index, now, parties, sockets) {
             self.pause(now, local, TURN_REST);
             return Ok(());
         }
         self.absent = false;
-        self.hold_towards(now, local, &places);
+        if !beside {
+            self.hold_towards(now, local, &places);
+        }
         self.drive(now, local);
         Ok(())
     }

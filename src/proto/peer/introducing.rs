@@ -34,10 +34,11 @@ impl Peer {
     /// Sends one to the peer; `false` where it is not connected, or speaks WireGuard alone.
     pub fn send_control(&mut self, now: Instant, local: &mut Local, word: &Introduction) -> bool {
         let Some(way) = self.way().filter(|_| self.is_member) else { return false };
+        let before = self.tunnel.last_sent();
         let message = self.tunnel.seal_control(now, &Dudp::MessageControl.header(), &word.encode());
         if let Some(message) = &message {
             local.send(way, message.clone());
-            self.paths.note_sent(now);
+            self.paths.note_sent(now, before);
         }
         self.drive(now, local);
         message.is_some()

@@ -74,11 +74,18 @@ impl Peer {
             }
             return;
         }
+        if !ack.chosen && self.is_settled() && self.paths.was_left(now, way) {
+            return;
+        }
         let via = method_of(ack.via);
         let (called, punching) = match &self.call {
             Call::Punching(punching) => (punching.punch.role() == Role::Called, true),
             _ => (false, false),
         };
+        if ack.shot && !punching && self.is_settled() {
+            // It looks for a path, and goes on by the one that we have until it has found another.
+            return;
+        }
         let method = via.unwrap_or_else(|| self.punch_method(way));
         let known = self.is_known(way);
         if ack.chosen && (called || !punching) {
@@ -139,7 +146,8 @@ impl Peer {
             return;
         }
         let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
-        if called && self.paths.is_proved() && !was_current {
+        // The caller chooses; but where it went while it called is no choice.
+        if called && self.paths.is_proved() && !was_current && method != Method::Roamed {
             return;
         }
         self.adopt(now, local, way, method, true);
@@ -178,7 +186,7 @@ impl Peer {
 
     pub(super) fn ask(&mut self, now: Instant, local: &mut Local, ask: Ask) {
         let Some(index) = self.probe_index() else { return };
-        let body = Ack { token: ask.token, via: None, chosen: ask.chosen }.encode();
+        let body = Ack { token: ask.token, via: None, chosen: ask.chosen, shot: false }.encode();
         if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body) {
             local.send(ask.way, payload);
             self.probes_sent += 1;

@@ -20,7 +20,7 @@ use crate::proto::discovery::client::TooShort;
 use crate::proto::introduction::Via;
 use crate::proto::message_control::{CallId, Report, Terms, Update};
 use crate::proto::path::{Goal, Way};
-use crate::proto::plan::{self, Outlook, Plan, Strategy, Target, sweep};
+use crate::proto::plan::{self, Outlook, Plan, Round, Strategy, Target, sweep};
 use crate::proto::probe::Ack;
 use crate::proto::punch::{Punch, Role, Setup, Shot, Step};
 use crate::proto::snapshot::Method;
@@ -52,6 +52,8 @@ pub(super) struct Parties {
     pub theirs: Report,
     pub terms: Terms,
     pub via: Via,
+    /// The caller has a path, and only addresses that need no guessing are worth a probe.
+    pub beside: bool,
 }
 
 impl Parties {
@@ -60,6 +62,11 @@ impl Parties {
             Role::Caller => (&self.ours, &self.theirs),
             Role::Called => (&self.theirs, &self.ours),
         };
+        if self.beside {
+            let length = self.terms.round;
+            let only = Round { strategy: Strategy::Direct, length, caller: None, called: None };
+            return Plan { rounds: vec![only], outlook: Outlook::Good };
+        }
         plan::plan(caller, called, &self.terms, &local.punch)
     }
 }
@@ -205,7 +212,7 @@ impl Peer {
             Step::Open { socket, port } => local.act(Action::OpenSocket { id: socket, port }),
             Step::Close(socket) => self.close_socket(local, socket),
             Step::Shoot(Shot { socket, to, ttl, token, via }) => {
-                let body = Ack { token, via, chosen: false }.encode();
+                let body = Ack { token, via, chosen: false, shot: true }.encode();
                 if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack.header(), &body) {
                     local.send_with(Way { socket, remote: to }, ttl, payload);
                 }
@@ -215,6 +222,9 @@ impl Peer {
 
     /// Where we are called and our NAT moves: a hold towards the caller, whose answers are our survey. Gives its socket.
     pub(super) fn begin_hold(&mut self, now: Instant, local: &mut Local, incoming: &mut Incoming) -> Option<SocketId> {
+        if incoming.call.beside {
+            return None;
+        }
         let ours = local.outline(now, SocketId::MAIN_V4, incoming.via);
         let theirs = &incoming.call.report;
         let signal = (ours.server_delay + theirs.server_delay) / 2 + COMPUTING;

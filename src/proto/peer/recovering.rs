@@ -1,4 +1,4 @@
-//! What follows a connection: a path that stopped answering, and another network.
+//! What follows a connection: a path that stopped answering, another network, and a nearer path.
 //!
 //! ```text
 //! doubted   the servers are told where we are now: our own NAT may have forgotten them too, and then no call gets in
@@ -6,29 +6,35 @@
 //! lost      there is no path; payload waits for the call
 //! ```
 //!
-//! A member that moved suspects at once every path that its old addresses may have carried.
+//! A member that moved suspects at once every path that its old addresses may have carried. One that got another address looks
+//! for nearer paths beside those in use, by candidates alone. What is on its way by a path that was left still arrives: its
+//! socket lingers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Call, Peer};
-use crate::proto::Instant;
+use super::{Call, Peer, Purpose};
 use crate::proto::context::Local;
+use crate::proto::{Instant, SocketId};
 
 impl Peer {
     /// The path in use did not answer for a while.
     pub(super) fn on_suspect(&mut self, now: Instant, local: &mut Local) {
-        self.broke = true;
+        if !std::mem::replace(&mut self.broke, true) {
+            self.silence = self.paths.silence();
+        }
         if !self.config.calls.may_call() || local.connected_server().is_none() {
             // The peer can call, or the path is lost and everything else is tried.
             return;
         }
         let idle = match &self.call {
-            Call::Idle | Call::Resting { .. } => true,
+            Call::Idle | Call::Resting { .. } | Call::Surveying { purpose: Purpose::Better, .. } => true,
+            Call::Calling(calling) => calling.beside,
             // What it found is what is suspect now.
-            Call::Punching(punching) => punching.punch.is_stopped(),
-            Call::Knocking { .. } | Call::Surveying { .. } | Call::Calling(_) => false,
+            Call::Punching(punching) => punching.punch.is_stopped() || punching.parties.beside,
+            Call::Knocking { .. } | Call::Surveying { .. } => false,
         };
         if idle {
             local.step(&self.config.name, "the path is silent: calls beside it".to_owned());
@@ -39,18 +45,41 @@ impl Peer {
         }
     }
 
+    /// How long a path may be silent was learned anew.
+    pub fn handle_keepalive(&mut self, now: Instant, interval: Duration) {
+        if self.paths.current().is_some() {
+            self.tunnel.set_keepalive(now, Some(interval));
+        }
+    }
+
+    /// A call for a nearer path, beside the one in use.
+    pub(super) fn look_for_better(&mut self, now: Instant, local: &mut Local) {
+        let can_call = self.config.calls.may_call() && local.connected_server().is_some();
+        if can_call && self.is_member && self.paths.can_improve() {
+            local.step(&self.config.name, "looks for a nearer path".to_owned());
+            self.claims_hard = false;
+            self.call = Call::Surveying { socket: SocketId::MAIN_V4, purpose: Purpose::Better };
+            self.drive_call(now, local);
+        }
+    }
+
+    /// Closes the sockets of paths that were left long enough ago.
+    pub(super) fn close_lingering(&mut self, now: Instant, local: &mut Local) {
+        for (socket, _) in self.lingering.extract_if(.., |(_, until)| now >= *until) {
+            local.close_socket(socket);
+        }
+    }
+
     /// Our own addresses changed, or the route to the rest.
     pub fn handle_network(&mut self, now: Instant, local: &mut Local, change: &Change) {
-        self.hurry(now, local);
-        if let Some(path) = self.paths.current()
-            && self.is_member
-            && change.may_break(path.way.remote)
-        {
-            // It may well go on from the new address, so it is asked (above); the call does not wait for that.
-            self.paths.suspect();
-            self.on_suspect(now, local);
-            self.drive(now, local);
+        if let Some(path) = self.paths.current() {
+            self.wants_better |= change.is_more;
+            if self.is_member && change.may_break(path.way.remote) {
+                // It may well go on from the new address, so it is asked; the call does not wait for that.
+                self.paths.suspect();
+            }
         }
+        self.hurry(now, local);
     }
 }
 
@@ -59,21 +88,21 @@ pub struct Change {
     /// In which families there are fewer of them, or other ones.
     gone_v4: bool,
     gone_v6: bool,
-    /// There are none that were not there before.
-    nothing_new: bool,
+    /// There are some that were not there before.
+    is_more: bool,
 }
 
 impl Change {
     pub fn between(old: &[IpNet], new: &[IpNet]) -> Self {
         let gone = |is_v4: bool| old.iter().any(|net| net.addr().is_ipv4() == is_v4 && !new.contains(net));
-        let nothing_new = new.iter().all(|net| old.contains(net));
-        Self { gone_v4: gone(true), gone_v6: gone(false), nothing_new }
+        let is_more = new.iter().any(|net| !old.contains(net));
+        Self { gone_v4: gone(true), gone_v6: gone(false), is_more }
     }
 
     /// Whether a path to `remote` may have gone by what is gone. Where no address changed, the default route did.
     fn may_break(&self, remote: SocketAddr) -> bool {
         let gone = if remote.is_ipv4() { self.gone_v4 } else { self.gone_v6 };
-        gone || (self.nothing_new && !self.gone_v4 && !self.gone_v6)
+        gone || (!self.is_more && !self.gone_v4 && !self.gone_v6)
     }
 }
 

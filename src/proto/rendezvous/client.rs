@@ -26,8 +26,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(20);
 /// A DUDP_RESET is heeded at most this often: it is not sealed.
 const RESET_INTERVAL: Duration = Duration::from_secs(5);
-/// A registration that is not answered is repeated after this long, then twice as long and so on, [`REGISTER_TRIES`] times in all:
-/// after 3.75 s the server is given up.
+/// A registration that is not answered is repeated after this long or a round trip and a quarter, then twice as long and so on,
+/// [`REGISTER_TRIES`] times in all: after 3.75 s and more the server is given up.
 const REGISTER_RETRY: Duration = Duration::from_millis(250);
 const REGISTER_TRIES: u32 = 4;
 /// Addresses that a server's name may stand for.
@@ -44,6 +44,7 @@ pub struct Client {
     timestamp: Timestamp,
     session: Option<Registration>,
     handshake: Handshake,
+    keepalive: Duration,
     /// Smoothed.
     rtt: Option<Duration>,
     /// Where the server sees us.
@@ -61,6 +62,8 @@ struct Registration {
     /// Registrations sent since the server last answered, and when the first of them was.
     unanswered: u32,
     asked_at: Instant,
+    /// How long we had sent nothing before that.
+    silence: Duration,
 }
 
 enum Handshake {
@@ -95,6 +98,8 @@ pub enum Word {
     /// It sees us at that address, which is another one than before.
     Moved {
         public: SocketAddr,
+        /// The same address as before, another port, after so long a silence: our NAT forgot us.
+        forgotten_after: Option<Duration>,
     },
     Nothing,
 }
@@ -114,6 +119,7 @@ impl Client {
             timestamp: Timestamp::default(),
             session: None,
             handshake: Handshake::Rest { until: now },
+            keepalive: KEEPALIVE,
             rtt: None,
             public: None,
             reset_at: None,
@@ -157,12 +163,18 @@ impl Client {
         self.handshake = Handshake::Rest { until: now };
     }
 
+    /// Our NAT remembers for longer than this.
+    pub fn set_keepalive(&mut self, interval: Duration) {
+        self.keepalive = interval.min(KEEPALIVE);
+    }
+
     /// Our NAT may have forgotten where the server is to be let in: it is asked, unless it just was.
     pub fn poke(&mut self, now: Instant) {
         let Some(registration) = &mut self.session else { return };
         if registration.unanswered == 0 {
             registration.unanswered = 1;
             registration.asked_at = now;
+            registration.silence = now.since(registration.last_sent);
             self.send(now, Dudp::Register, &[0; 19]);
         }
     }
@@ -183,10 +195,13 @@ impl Client {
             }
             Handshake::Rest { .. } | Handshake::Resolving { .. } | Handshake::Waiting { .. } => {}
         }
+        let (keepalive, retry) = (self.keepalive, self.register_retry());
         let Some(registration) = &mut self.session else { return };
-        if now < registration.register_due() {
+        if now < registration.register_due(keepalive, retry) {
             return;
         }
+        let silence =
+            if registration.unanswered == 0 { now.since(registration.last_sent) } else { registration.silence };
         if registration.unanswered >= REGISTER_TRIES {
             self.lose(now);
             return;
@@ -195,6 +210,7 @@ impl Client {
             registration.asked_at = now;
         }
         registration.unanswered += 1;
+        registration.silence = silence;
         self.send(now, Dudp::Register, &[0; 19]);
     }
 
@@ -261,6 +277,7 @@ impl Client {
             last_sent: now,
             unanswered: 1,
             asked_at: now,
+            silence: Duration::ZERO,
         });
         // A tenth of jitter, again so that members do not come all at once.
         let jitter = RENEW_AFTER.mul_f64(f64::from(rng.next_u32() % 256) / 2560.0);
@@ -299,8 +316,11 @@ impl Client {
                 }
                 registration.unanswered = 0;
                 let public = Reader::new(&body).address().ok_or(Drop::Malformed)?;
-                let moved = self.public.replace(public).is_some_and(|before| before != public);
-                Ok(if moved { Word::Moved { public } } else { Word::Nothing })
+                let Some(before) = self.public.replace(public).filter(|before| *before != public) else {
+                    return Ok(Word::Nothing);
+                };
+                let forgotten_after = (before.ip() == public.ip()).then_some(registration.silence);
+                Ok(Word::Moved { public, forgotten_after })
             }
             Dudp::MessageControl => match Control::parse(&body).ok_or(Drop::Malformed)? {
                 Control::Deliver { from, passed } => Ok(Word::Deliver { from, passed }),
@@ -346,6 +366,11 @@ impl Client {
         }
     }
 
+    /// No sooner than an answer can be here.
+    fn register_retry(&self) -> Duration {
+        self.rtt.map_or(REGISTER_RETRY, |rtt| REGISTER_RETRY.max(rtt * 5 / 4))
+    }
+
     fn send(&mut self, now: Instant, kind: Dudp, body: &[u8]) -> bool {
         let Some(registration) = &mut self.session else { return false };
         let Some(payload) = registration.session.sealer.seal_message(&kind.header(), body) else { return false };
@@ -361,7 +386,8 @@ impl Client {
             Handshake::Resolving { again } => *again,
             Handshake::Waiting { due, .. } => *due,
         };
-        let register = self.session.as_ref().map(Registration::register_due);
+        let register =
+            self.session.as_ref().map(|registration| registration.register_due(self.keepalive, self.register_retry()));
         Some(register.map_or(handshake, |register| register.min(handshake)))
     }
 
@@ -375,11 +401,11 @@ impl Client {
 }
 
 impl Registration {
-    fn register_due(&self) -> Instant {
+    fn register_due(&self, keepalive: Duration, retry: Duration) -> Instant {
         self.last_sent
             + match self.unanswered {
-                0 => KEEPALIVE,
-                tries => REGISTER_RETRY * 2u32.pow(tries.min(REGISTER_TRIES) - 1),
+                0 => keepalive,
+                tries => retry * 2u32.pow(tries.min(REGISTER_TRIES) - 1),
             }
     }
 }

@@ -23,8 +23,9 @@ pub fn run(data: &[u8]) {
     // One that is not there, too.
     let (listener, from) = (input.below(listeners.len() + 1), input.address());
     let datagram = input.take(usize::MAX);
-    let Some((at, answer)) = server.handle_datagram(listener, from, datagram) else { return };
+    let Some((at, to, answer)) = server.handle_datagram(listener, from, datagram) else { return };
     assert!(answer.len() <= datagram.len().max(LONGEST_OF_STUN), "nobody is amplified");
+    assert_eq!(to.ip(), from.ip(), "nobody is answered who did not ask");
     assert!(at == listener || at < listeners.len());
     if let (Some(here), Some(there)) = (listeners.get(listener), listeners.get(at)) {
         assert_eq!(here.is_ipv4(), there.is_ipv4(), "an IPv4 question is answered by IPv4");

@@ -263,8 +263,8 @@ impl World {
     pub fn arrive(&mut self, datagram: Datagram) {
         let Datagram { from, to, mut payload } = datagram;
         if let Some(listener) = self.listeners.iter().position(|at| *at == to) {
-            if let Some((listener, answer)) = self.discovery.handle_datagram(listener, from, &payload) {
-                self.send(Datagram { from: self.listeners[listener], to: from, payload: answer });
+            if let Some((listener, there, answer)) = self.discovery.handle_datagram(listener, from, &payload) {
+                self.send(Datagram { from: self.listeners[listener], to: there, payload: answer });
             }
         } else if to == SocketAddr::new(RENDEZVOUS.into(), RENDEZVOUS_PORT) {
             self.rendezvous.handle_datagram(self.now, 0, from, &mut payload);
