@@ -60,6 +60,13 @@ impl Budget {
         }
     }
 
+    /// How many entries a sweep may still make: 256 in all behind a NAT with as much traffic as most have, three times that behind a busy
+    /// one.
+    pub fn sweep_left(&self, busy: bool) -> u32 {
+        let most = if busy { SWEEPS_IF_BUSY } else { SWEEPS };
+        most.min(self.limits.entries).saturating_sub(self.entries + ENTRIES_ASIDE)
+    }
+
     /// Whether another try is worth it.
     pub fn is_left(&self) -> bool {
         let left = self.left();
@@ -110,6 +117,11 @@ impl Budget {
     }
 }
 
+/// What all sweeps of a call, and what is asked for them, may make.
+const SWEEPS: u32 = 256;
+const SWEEPS_IF_BUSY: u32 = 768;
+/// Entries that were made before the call was: a start's.
+const ENTRIES_ASIDE: u32 = 8;
 /// A try with less than this is over before it began.
 const FEWEST: u32 = 16;
 

@@ -68,6 +68,7 @@ pub struct Local {
     pub hard_calls: BTreeSet<PeerId>,
     /// So many hops take a packet out of our own site, past all its NATs, as far as was learned.
     pub low_ttl: u8,
+    pub low_ttl_is_known: bool,
 }
 
 impl Local {
@@ -195,6 +196,11 @@ impl Local {
         if id >= SocketId::FIRST_EXTRA {
             self.act(Action::CloseSocket { id });
         }
+    }
+
+    /// A hold's packets with that time to live made mappings at the NAT that counts.
+    pub fn learn_low_ttl(&mut self, ttl: u8) {
+        (self.low_ttl, self.low_ttl_is_known) = (ttl, true);
     }
 
     /// Whether a hard call with `peer` may go on now; if so, it counts as one.

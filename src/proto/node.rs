@@ -114,6 +114,7 @@ impl Node {
                 out: VecDeque::new(),
                 hard_calls: BTreeSet::new(),
                 low_ttl: LOW_TTL,
+                low_ttl_is_known: false,
             },
             gate,
             routes: AllowedIps::default(),

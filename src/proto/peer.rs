@@ -13,6 +13,7 @@
 
 mod called;
 mod calling;
+mod holding;
 mod introducing;
 mod probing;
 mod punching;
@@ -39,6 +40,7 @@ use super::snapshot::{self, Method};
 use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
+use holding::Holding;
 use punching::{Parties, Updating};
 
 /// A peer with an endpoint gets so long to answer there before it is called as well.
@@ -143,6 +145,7 @@ struct Incoming {
     via: Via,
     /// Mappings that we made towards the caller for it, and how often that was tried.
     holds: Vec<Hold>,
+    holding: Option<Holding>,
     tries: u32,
 }
 
@@ -158,8 +161,8 @@ struct Calling {
     due: Instant,
     tries: u32,
     passers: Passers,
-    /// The socket that our counter is watched from.
-    watch: Option<SocketId>,
+    /// The sockets that our counter is watched from.
+    watches: Vec<SocketId>,
     /// For a nearer path than the one in use.
     beside: bool,
 }
@@ -169,9 +172,9 @@ struct Punching {
     /// The session whose keys the probes are sealed with.
     index: u32,
     parties: Parties,
-    watch: Option<SocketId>,
-    /// The socket of a hold whose answers are not there yet, and how many were tried.
-    hold: Option<SocketId>,
+    watches: Vec<SocketId>,
+    /// A hold whose answers are not there yet, and how many were tried.
+    hold: Option<Holding>,
     hold_tries: u32,
     update: Option<Updating>,
     /// Where payload goes before anything was heard, and until when.

@@ -321,6 +321,12 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
     let pair =
         Pair { caller, called, terms, punch, pace: Pace::of(terms), budget: common(caller.budget, called.budget) };
     let (a, b) = (port(caller), port(called));
+    let unheld = |port: &Port| matches!(port, Port::Moving(moving) if moving.holds.is_empty());
+    let wants_holds = unheld(&a) || (unheld(&b) && !matches!(a, Port::Moving(_)));
+    if has_nearer(caller, called) && wants_holds {
+        // The next try holds ports, if it comes to that.
+        return Plan { rounds: vec![gate_round(&pair)], outlook: Outlook::Good };
+    }
     let mut plan = match (&a, &b) {
         (Port::Fixed { .. } | Port::Fresh(_), Port::Fixed { .. } | Port::Fresh(_)) => direct::plan(&pair, &a, &b),
         (Port::Moving(_), Port::Fixed { .. } | Port::Fresh(_))
@@ -335,13 +341,17 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
         (Port::Unknown, _) | (_, Port::Unknown) => Plan { rounds: Vec::new(), outlook: Outlook::Good },
     };
     if plan.rounds.first().is_some_and(Round::is_hard) && has_nearer(caller, called) {
-        let gate = pair.pace.gate();
-        plan.rounds.insert(0, Round { strategy: Strategy::Direct, length: gate, caller: None, called: None });
+        plan.rounds.insert(0, gate_round(&pair));
     }
     if plan.outlook == Outlook::Good {
         plan.rounds.extend(window::rounds(&pair, &plan.rounds));
     }
     plan
+}
+
+/// Candidates alone.
+fn gate_round(pair: &Pair<'_>) -> Round {
+    Round { strategy: Strategy::Direct, length: pair.pace.gate(), caller: None, called: None }
 }
 
 /// Whether there are candidates that may need no punch at all: the same site, IPv6 at both sides, or a mapped port.
@@ -401,6 +411,9 @@ fn is_open(filtering: Filtering) -> bool {
 /// `ahead`: how long from now until the other side would shoot; `again`: what needs no hold was tried.
 pub fn wants_hold(ours: &Report, theirs: &Report, called: bool, ahead: Duration, again: bool) -> Vec<SocketAddr> {
     let Port::Moving(us) = port(ours) else { return Vec::new() };
+    if has_nearer(ours, theirs) && !again {
+        return Vec::new();
+    }
     match port(theirs) {
         Port::Fixed { filtering, .. } if is_open(filtering) && !again => Vec::new(),
         Port::Fixed { at, .. } | Port::Fresh(at) => vec![at],

@@ -36,7 +36,7 @@ const PORTS_EACH: usize = 2;
 /// Addresses that one server's name may stand for.
 const MAX_ADDRESSES_A_NAME: usize = 4;
 /// Surveys kept at once besides the main one: one a call, and calls that need one are rare.
-const MAX_SCOUTS: usize = 8;
+const MAX_SCOUTS: usize = 16;
 /// Local ports for scouts and rows: above the registered services, and below the dynamic range (RFC 6335 from 49152, Linux
 /// from 32768), which some firewalls forbid (patent \[0041\]).
 pub const SCOUT_PORTS: std::ops::Range<u16> = 16384..32768;
@@ -48,6 +48,10 @@ const WATCHED: Duration = Duration::from_millis(250);
 const UNKNOWN_RATE: Rate = Rate { per_s: 0.0, error: 300.0 };
 /// Random ports remembered, to see whether they come from one block.
 const MAX_RANDOM_PORTS: usize = 64;
+/// Looks of a watch in all: as many as our own discovery servers have sockets.
+const WATCH_LOOKS: u32 = 8;
+/// A small office's NAT makes some ten new mappings a second; the design counts on 300 without taking it for a busy one.
+const BUSY_RATE: f64 = 300.0;
 /// A hold asks so many questions at most: more are sure to be in one burst no longer.
 const HOLD_QUESTIONS: usize = 7;
 /// More mappings of others than this between two questions of a hold, and its port is not known well enough to be shot at.
@@ -175,10 +179,23 @@ impl Client {
         self.add_scout(now, socket, &targets, |survey, _| survey)
     }
 
-    /// Watches the counter from a new socket for a fifth of a second, a look every 25 ms.
-    pub fn watch(&mut self, now: Instant, socket: SocketId) -> u32 {
+    /// From how many sockets one after the other the counter is watched for a fifth of a second: by address, one shows but a mapping for
+    /// each server.
+    pub fn watches(&self) -> u32 {
+        let looks = u32::try_from(self.fresh_targets(usize::MAX).len()).unwrap_or(u32::MAX);
+        if looks == 0 { 0 } else { (WATCH_LOOKS / looks).max(1) }
+    }
+
+    /// The `nth` of those watches, from a new socket: a look every 25 ms.
+    pub fn watch(&mut self, now: Instant, socket: SocketId, nth: u32) -> u32 {
         let targets = self.fresh_targets(usize::MAX);
-        self.add_scout(now, socket, &targets, |survey, _| survey.spread())
+        let before = nth * u32::try_from(targets.len()).unwrap_or(0);
+        self.add_scout(now, socket, &targets, |survey, _| survey.spread(before))
+    }
+
+    /// Whether others take so many ports that a sweep must be long.
+    pub fn is_busy(&self) -> bool {
+        self.counter.rate().is_some_and(|rate| rate.per_s - rate.error > BUSY_RATE)
     }
 
     /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops.

@@ -162,9 +162,9 @@ impl Survey {
         self.fresh = false;
     }
 
-    /// A question every [`SPREAD`], each once.
-    pub fn spread(mut self) -> Self {
-        for (query, nth) in self.queries.iter_mut().zip(0..) {
+    /// A question every [`SPREAD`], each once, after `before` of another survey's.
+    pub fn spread(mut self, before: u32) -> Self {
+        for (query, nth) in self.queries.iter_mut().zip(before..) {
             query.first_sent = self.started + SPREAD * nth;
         }
         (self.tries, self.tells_mapping) = (1, false);

@@ -94,8 +94,16 @@ impl Peer {
             self.broke = true;
             self.silence = self.tunnel.last_sent().map_or(Duration::ZERO, |last| now.since(last));
         }
-        let incoming =
-            Incoming { passed: passed.to_vec(), received, call, came: now, via, holds: Vec::new(), tries: 0 };
+        let incoming = Incoming {
+            passed: passed.to_vec(),
+            received,
+            call,
+            came: now,
+            via,
+            holds: Vec::new(),
+            holding: None,
+            tries: 0,
+        };
         self.survey(now, local, Purpose::Answer(Box::new(incoming)));
         self.drive(now, local);
         Ok(())
@@ -152,7 +160,7 @@ impl Peer {
         let round = plan::round_of(until_start);
         let since_call = now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
-        let sockets = Sockets { reported: socket, fresh, watch: None };
+        let sockets = Sockets { reported: socket, fresh, watches: Vec::new() };
         let hard =
             plan::plan(&call.report, &ours, &terms, &local.punch).rounds.first().is_some_and(plan::Round::is_hard);
         if hard && !local.take_hard_turn(self.id) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
+use super::holding::Onward;
 use super::punching::{Parties, Sockets};
 use super::{Call, Calling, ENDPOINT_FIRST, Peer, Purpose, words};
 use crate::proto::action::{Drop, Event};
@@ -31,8 +32,9 @@ const FRESH_IF_MOVING: Duration = Duration::from_secs(1);
 const FRESH_IF_FIXED: Duration = Duration::from_secs(5);
 /// How long the peer's call waits for our own survey: what a survey with silent servers takes, and some.
 pub(super) const SURVEY_WAIT: Duration = Duration::from_secs(2);
-/// A call without an answer is repeated after two round trips to the server and back, but no sooner than this …
-const SOONEST_RETRY: Duration = Duration::from_millis(300);
+/// A call without an answer is repeated after three round trips to the server, one for each member's way and one for the called
+/// member's hold, but no sooner than this …
+const SOONEST_RETRY: Duration = Duration::from_millis(150);
 /// … so many times in all, each time later by half.
 const CALL_TRIES: u32 = 5;
 /// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
@@ -270,11 +272,11 @@ impl Peer {
             Call::Surveying { purpose: Purpose::Better, .. } => self.place_call(now, local, socket, true),
             Call::Surveying { purpose: Purpose::Answer(mut incoming), .. } => {
                 match self.go_on_holding(now, local, socket, &mut incoming) {
-                    Some(socket) => {
+                    Onward::Wait(socket) => {
                         local.collect_discovery();
                         self.call = Call::Surveying { socket, purpose: Purpose::Answer(incoming) };
                     }
-                    None => self.answer(now, local, socket, *incoming),
+                    Onward::Answer(socket) => self.answer(now, local, socket, *incoming),
                 }
             }
             other => self.call = other,
@@ -292,7 +294,7 @@ impl Peer {
         report.budget = self.budget(local).left();
         report.waiting = self.tunnel.has_queued() || !self.waiting_pings.is_empty();
         let moves = !beside && matches!(plan::port(&report), plan::Port::Moving(_));
-        let watch = moves.then(|| self.watch(now, local)).flatten();
+        let watches = if moves { self.watch(now, local) } else { Vec::new() };
         let index = local.new_index(self.id);
         let wall = local.wall(now);
         let (initiation, keys) = self.tunnel.start_handshake(now, wall, index, &mut local.rng);
@@ -314,7 +316,7 @@ impl Peer {
             due,
             tries: 0,
             passers: Passers::default(),
-            watch,
+            watches,
             beside,
         };
         self.call = Call::Calling(Box::new(calling));
@@ -384,14 +386,12 @@ impl Peer {
         let answer = key.open(sealed).ok_or(Drop::Unauthentic)?;
         let answer = Answer::parse(&answer).filter(|answer| answer.id == id).ok_or(Drop::Malformed)?;
         let Call::Calling(calling) = std::mem::replace(&mut self.call, Call::Idle) else { return Err(Drop::Unknown) };
-        let Calling { report, socket, fresh, watch, beside, .. } = *calling;
+        let Calling { report, socket, fresh, watches, beside, .. } = *calling;
         local.step(&self.config.name, format!("answers, from {}", words::tuple(&answer.report)));
         if self.is_settled() && !beside {
             // The path that was suspect answered meanwhile; the peer's shots are answered, and the peer stays where it is, too.
             self.end_sockets(local, socket, fresh);
-            if let Some(watch) = watch {
-                self.close_socket(local, watch);
-            }
+            self.end_watches(local, &watches);
             self.call_began = None;
             return Ok(());
         }
@@ -399,7 +399,7 @@ impl Peer {
         terms.round = terms.round.clamp(plan::SHORTEST_ROUND, plan::LONGEST_ROUND);
         let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO, self.has_tried());
         let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via, beside };
-        let sockets = Sockets { reported: socket, fresh, watch };
+        let sockets = Sockets { reported: socket, fresh, watches };
         if !self.punch(now, local, index, now, parties, sockets) {
             self.pause(now, local, TURN_REST);
             return Ok(());
@@ -440,9 +440,10 @@ impl Peer {
                 self.probes_sent += punching.punch.probes_sent();
                 self.sockets_used = punching.punch.sockets_used();
                 self.budget = Some(punching.punch.budget.clone());
-                for socket in [punching.hold, punching.watch].into_iter().flatten() {
-                    self.close_socket(local, socket);
+                if let Some(holding) = punching.hold {
+                    self.end_hold(local, holding);
                 }
+                self.end_watches(local, &punching.watches);
                 let keep = keep.or(self.paths.current().map(|path| path.way.socket));
                 for socket in punching.punch.close(keep) {
                     self.close_socket(local, socket);
@@ -454,11 +455,16 @@ impl Peer {
             }
             Call::Calling(calling) => {
                 self.end_sockets(local, calling.socket, calling.fresh);
-                if let Some(watch) = calling.watch {
-                    self.close_socket(local, watch);
+                self.end_watches(local, &calling.watches);
+            }
+            Call::Surveying { socket, purpose } => {
+                self.end_sockets(local, socket, None);
+                if let Purpose::Answer(incoming) = purpose
+                    && let Some(holding) = incoming.holding
+                {
+                    self.end_hold(local, holding);
                 }
             }
-            Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
         }
     }
@@ -506,5 +512,5 @@ impl Peer {
 }
 
 pub(super) fn retry_after(report: &Report) -> Duration {
-    (report.server_delay * 4).max(SOONEST_RETRY)
+    (report.server_delay * 3).max(SOONEST_RETRY)
 }

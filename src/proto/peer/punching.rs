@@ -10,13 +10,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::called::COMPUTING;
 use super::calling::{FIRST_REST, UPDATE, retry_after};
-use super::{Call, Incoming, Peer, Punching, words};
+use super::{Call, Peer, Punching, words};
 use crate::proto::action::Drop;
 use crate::proto::budget::Budget;
 use crate::proto::context::Local;
-use crate::proto::discovery::client::TooShort;
 use crate::proto::introduction::Via;
 use crate::proto::message_control::{CallId, Report, Terms, Update};
 use crate::proto::path::{Goal, Way};
@@ -30,10 +28,6 @@ use crate::proto::{Action, Instant, SocketId};
 /// Between two tries of one call: the caller goes on at once, the called member waits, so that the two do not cross.
 const AGAIN: Duration = Duration::from_millis(20);
 const AGAIN_IF_CALLED: Duration = Duration::from_millis(600);
-/// Holds tried for one call: each goes a hop further, where the one before did not come out of our own site.
-const MOST_HOLDS: u32 = 3;
-/// Two NATs in a row, and a carrier's network between them.
-const HIGHEST_LOW_TTL: u8 = 5;
 /// An update is repeated until the peer is heard, so often.
 const MOST_UPDATES: u32 = 4;
 
@@ -42,6 +36,12 @@ pub(super) struct Updating {
     passed: Vec<u8>,
     due: Instant,
     tries: u32,
+}
+
+impl Updating {
+    pub(super) fn new(now: Instant, sealed: &[u8]) -> Self {
+        Self { passed: [[UPDATE].as_slice(), sealed].concat(), due: now, tries: 0 }
+    }
 }
 
 /// Both members of a call that was answered, as one of them sees it.
@@ -57,7 +57,7 @@ pub(super) struct Parties {
 }
 
 impl Parties {
-    fn plan(&self, local: &Local) -> Plan {
+    pub(super) fn plan(&self, local: &Local) -> Plan {
         let (caller, called) = match self.role {
             Role::Caller => (&self.ours, &self.theirs),
             Role::Called => (&self.theirs, &self.ours),
@@ -94,7 +94,7 @@ fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<(Way, Instant)
 pub(super) struct Sockets {
     pub reported: SocketId,
     pub fresh: Option<SocketId>,
-    pub watch: Option<SocketId>,
+    pub watches: Vec<SocketId>,
 }
 
 impl Punching {
@@ -124,12 +124,24 @@ impl Peer {
     }
 
     /// Watches our own counter while the call is on its way, so that a sweep knows where it is and how fast others move it.
-    pub(super) fn watch(&mut self, now: Instant, local: &mut Local) -> Option<SocketId> {
-        let socket = local.ids.next();
-        let made = local.discovery.watch(now, socket);
+    pub(super) fn watch(&mut self, now: Instant, local: &mut Local) -> Vec<SocketId> {
+        let mut watches = Vec::new();
+        for nth in 0..local.discovery.watches() {
+            let socket = local.ids.next();
+            let made = local.discovery.watch(now, socket, nth);
+            self.budget(local).note_survey(made);
+            if made > 0 {
+                watches.push(socket);
+            }
+        }
         local.collect_discovery();
-        self.budget(local).note_survey(made);
-        (made > 0).then_some(socket)
+        watches
+    }
+
+    pub(super) fn end_watches(&mut self, local: &mut Local, watches: &[SocketId]) {
+        for socket in watches {
+            self.close_socket(local, *socket);
+        }
     }
 
     /// `false`: it is not our turn for a hard call. All its sockets are closed then.
@@ -144,12 +156,10 @@ impl Peer {
     ) -> bool {
         let budget = self.budget(local).clone();
         let plan = parties.plan(local);
-        let Sockets { reported, fresh, watch } = sockets;
+        let Sockets { reported, fresh, watches } = sockets;
         if plan.rounds.first().is_some_and(plan::Round::is_hard) && !local.take_hard_turn(self.id) {
             self.end_sockets(local, reported, fresh);
-            if let Some(watch) = watch {
-                self.close_socket(local, watch);
-            }
+            self.end_watches(local, &watches);
             return false;
         }
         local.step(&self.config.name, words::plan(&plan, &parties));
@@ -171,7 +181,8 @@ impl Peer {
         let hope = hope(now, &setup, &parties);
         let punch = Punch::new(now, setup, budget);
         let (hold, hold_tries, update) = (None, 0, None);
-        self.call = Call::Punching(Box::new(Punching { punch, index, parties, watch, hold, hold_tries, update, hope }));
+        self.call =
+            Call::Punching(Box::new(Punching { punch, index, parties, watches, hold, hold_tries, update, hope }));
         self.drive_punch(now, local);
         if self.paths.current().is_none() {
             self.flush(now, local);
@@ -189,7 +200,7 @@ impl Peer {
         self.on_hold(now, local);
         let Call::Punching(punching) = &mut self.call else { return };
         let budget = &punching.punch.budget;
-        let most = budget.sockets_left().min(budget.left().entries);
+        let most = budget.sockets_left().min(budget.sweep_left(local.discovery.is_busy()));
         if let Some(holds) = punching.punch.wants_aim(now) {
             let aim = local.discovery.expect(now).and_then(|(place, ahead)| sweep::aim(holds, place, ahead, most));
             punching.punch.aim_sweep(aim);
@@ -218,109 +229,6 @@ impl Peer {
                 }
             }
         }
-    }
-
-    /// Where we are called and our NAT moves: a hold towards the caller, whose answers are our survey. Gives its socket.
-    pub(super) fn begin_hold(&mut self, now: Instant, local: &mut Local, incoming: &mut Incoming) -> Option<SocketId> {
-        if incoming.call.beside {
-            return None;
-        }
-        let ours = local.outline(now, SocketId::MAIN_V4, incoming.via);
-        let theirs = &incoming.call.report;
-        let signal = (ours.server_delay + theirs.server_delay) / 2 + COMPUTING;
-        // The call came a signal after its report; the sweep comes after the hold's round trip and the answer.
-        let ahead = signal + now.since(incoming.came) + ours.server_delay + signal + plan::gate(&ours, theirs, signal);
-        let places = plan::wants_hold(&ours, theirs, true, ahead, self.has_tried());
-        let socket = self.start_hold(now, local, &places, incoming.tries)?;
-        incoming.tries += 1;
-        Some(socket)
-    }
-
-    fn start_hold(&mut self, now: Instant, local: &mut Local, places: &[SocketAddr], tries: u32) -> Option<SocketId> {
-        if places.is_empty() || tries >= MOST_HOLDS {
-            return None;
-        }
-        let socket = local.ids.next();
-        let made = local.discovery.hold(now, socket, places, local.low_ttl);
-        local.collect_discovery();
-        self.budget(local).note_survey(made);
-        (made > 0).then_some(socket)
-    }
-
-    /// The answers to a hold, or a survey, for a call of the peer's are there. `Some`: another one is under way.
-    pub(super) fn go_on_holding(
-        &mut self,
-        now: Instant,
-        local: &mut Local,
-        socket: SocketId,
-        incoming: &mut Incoming,
-    ) -> Option<SocketId> {
-        if incoming.tries == 0 {
-            // It was not known before this survey that our NAT moves.
-            let hold = self.begin_hold(now, local, incoming)?;
-            self.close_socket(local, socket);
-            return Some(hold);
-        }
-        match local.discovery.held(socket) {
-            Ok(holds) => {
-                incoming.holds = holds;
-                None
-            }
-            Err(TooShort) => {
-                local.low_ttl = (local.low_ttl + 1).min(HIGHEST_LOW_TTL);
-                let hold = self.begin_hold(now, local, incoming)?;
-                self.close_socket(local, socket);
-                Some(hold)
-            }
-        }
-    }
-
-    /// Where we call and our NAT moves: a hold towards the called member, now that it is known where that is.
-    pub(super) fn hold_towards(&mut self, now: Instant, local: &mut Local, places: &[SocketAddr]) {
-        let Call::Punching(punching) = &self.call else { return };
-        let tries = punching.hold_tries;
-        let hold = self.start_hold(now, local, places, tries);
-        if let Call::Punching(punching) = &mut self.call {
-            punching.hold = hold;
-            punching.hold_tries += 1;
-        }
-    }
-
-    /// The hold's answers are there: the peer is told, and the plan made anew.
-    fn on_hold(&mut self, now: Instant, local: &mut Local) {
-        let Call::Punching(punching) = &mut self.call else { return };
-        let Some(socket) = punching.hold.filter(|socket| local.discovery.is_ready(now, *socket)) else { return };
-        punching.hold = None;
-        let held = local.discovery.held(socket);
-        let holds = match held {
-            Ok(holds) if !holds.is_empty() => holds,
-            outcome => {
-                if outcome == Err(TooShort) {
-                    local.low_ttl = (local.low_ttl + 1).min(HIGHEST_LOW_TTL);
-                }
-                let places = plan::wants_hold(punching.ours(), punching.theirs(), false, Duration::ZERO, true);
-                self.close_socket(local, socket);
-                return self.hold_towards(now, local, &places);
-            }
-        };
-        let view = local.discovery.view(now, socket);
-        let parties = &mut punching.parties;
-        parties.ours.holds = holds;
-        parties.ours.tuple = view.tuple.or(parties.ours.tuple);
-        parties.ours.age = view.age;
-        let start = now + (parties.ours.server_delay + parties.theirs.server_delay) / 2 + COMPUTING;
-        let plan = parties.plan(local);
-        let old = punching.punch.replan(now, start, plan, socket);
-        let update = Update { id: parties.id, report: parties.ours.clone() };
-        let index = punching.index;
-        if let Some(sealed) = self.tunnel.seal_probe(now, index, &Dudp::MessageControl.header(), &update.encode())
-            && let Call::Punching(punching) = &mut self.call
-        {
-            let passed = [[UPDATE].as_slice(), &sealed].concat();
-            punching.update = Some(Updating { passed, due: now, tries: 0 });
-        }
-        local.step(&self.config.name, "holds a port towards the peer, and tells it".to_owned());
-        self.close_socket(local, old);
     }
 
     fn repeat_update(&mut self, now: Instant, local: &mut Local) {

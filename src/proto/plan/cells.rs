@@ -24,7 +24,7 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     let (Some(of_a), Some(of_b)) = (line(a, most), line(b, most)) else {
         return Plan { rounds: Vec::new(), outlook: Outlook::Good };
     };
-    let most = most.min(pair.budget.probes / VOLLEYS);
+    let most = most.min(pair.budget.probes.saturating_sub(PROBES_ASIDE) / VOLLEYS).max(1);
     let share = |line: Line| f64::from(most.min(line.count)) / f64::from(line.count);
     let hopeful = share(of_a) * share(of_b) >= LITTLE;
     let n = if hopeful { most } else { most.min(TOKEN) };
@@ -42,6 +42,8 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     Plan { rounds: vec![round], outlook }
 }
 
+/// Probes kept for proving what is found.
+const PROBES_ASIDE: u32 = 16;
 /// A cell's shot leaves four times.
 const VOLLEYS: u32 = 4;
 
