@@ -86,14 +86,16 @@ enum Handshake {
 /// What came from the server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Word {
-    /// A sealed call, answer or abort of that member's.
+    /// A sealed call, answer or abort of that member's. `held`: a call from before we registered.
     Deliver {
         from: PublicKey,
+        held: bool,
         passed: Vec<u8>,
     },
-    /// That member is not registered there.
+    /// That member is not registered there. `held`: it gets the call if it registers soon.
     Absent {
         to: PublicKey,
+        held: bool,
     },
     /// It sees us at that address, which is another one than before.
     Moved {
@@ -153,9 +155,10 @@ impl Client {
         waiting || self.session.as_ref().is_some_and(|registration| registration.session.local_index == index)
     }
 
-    /// Has the server pass something to another member. `false`: not registered just now.
-    pub fn forward(&mut self, now: Instant, to: PublicKey, passed: Vec<u8>) -> bool {
-        self.send(now, Dudp::MessageControl, &Control::Forward { to, passed }.encode())
+    /// Has the server pass something to another member, or `hold` it for a moment if that is not there. `false`: not registered
+    /// just now.
+    pub fn forward(&mut self, now: Instant, to: PublicKey, hold: bool, passed: Vec<u8>) -> bool {
+        self.send(now, Dudp::MessageControl, &Control::Forward { to, hold, passed }.encode())
     }
 
     /// The network changed: the registration may be at an address that is ours no longer.
@@ -323,8 +326,8 @@ impl Client {
                 Ok(Word::Moved { public, forgotten_after })
             }
             Dudp::MessageControl => match Control::parse(&body).ok_or(Drop::Malformed)? {
-                Control::Deliver { from, passed } => Ok(Word::Deliver { from, passed }),
-                Control::Absent { to } => Ok(Word::Absent { to }),
+                Control::Deliver { from, held, passed } => Ok(Word::Deliver { from, held, passed }),
+                Control::Absent { to, held } => Ok(Word::Absent { to, held }),
                 Control::Forward { .. } => Err(Drop::Malformed),
             },
             Dudp::Start | Dudp::PubInfo | Dudp::Ack | Dudp::Ack2 | Dudp::Reset => Err(Drop::Malformed),
