@@ -143,7 +143,7 @@ impl Local {
         match via {
             Via::Server(number) => {
                 if let Some(server) = self.servers.get_mut(number) {
-                    server.forward(now, to, passed);
+                    server.forward(now, to, false, passed);
                 }
             }
             Via::Member { id, .. } => self.errands.push_back(Errand { introducer: id, to, passed }),

@@ -290,16 +290,19 @@ impl Node {
                 }
                 Ok(())
             }
-            Word::Absent { to } => {
+            Word::Absent { to, held } => {
                 let id = self.by_key.get(&to).copied().ok_or(Drop::Unknown)?;
                 self.with_peer(id, |peer, local| {
-                    peer.handle_absent(now, local, Via::Server(number));
+                    peer.handle_absent(now, local, Via::Server(number), held);
                     Ok(())
                 })
             }
-            Word::Deliver { from, passed } => {
+            Word::Deliver { from, held, passed } => {
                 let id = self.by_key.get(&from).copied().ok_or(Drop::Unauthentic)?;
-                self.with_peer(id, |peer, local| peer.handle_passed(now, local, Via::Server(number), &passed))
+                self.with_peer(id, |peer, local| match held && peer.is_met_elsewhere() {
+                    true => Ok(()),
+                    false => peer.handle_passed(now, local, Via::Server(number), &passed),
+                })
             }
         }
     }

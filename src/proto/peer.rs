@@ -79,6 +79,8 @@ pub struct Peer {
     silence: Duration,
     /// The peer was not registered when it was called last.
     absent: bool,
+    /// A call was held for the peer, in vain: it is not one that was started with us.
+    was_held: bool,
     /// This call may become a hard one, by what our own NAT does.
     claims_hard: bool,
     /// The main socket has a mapping towards this peer already, perhaps at a port that nobody knows.
@@ -161,6 +163,10 @@ struct Calling {
     due: Instant,
     tries: u32,
     passers: Passers,
+    /// Since when a server holds it for the peer.
+    held: Option<Instant>,
+    /// A call of the peer's crossed with it.
+    crossed: bool,
     /// The sockets that our counter is watched from.
     watches: Vec<SocketId>,
     /// For a nearer path than the one in use.
@@ -209,6 +215,7 @@ impl Peer {
             broke: false,
             silence: Duration::ZERO,
             absent: false,
+            was_held: false,
             claims_hard: false,
             main_was_used: false,
             seen: None,
@@ -468,6 +475,7 @@ impl Peer {
             // The peer was there all the while, so it was a NAT that forgot, perhaps ours.
             local.lifetime.note_forgotten(self.silence);
         }
+        self.was_held = false;
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
         if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
@@ -480,6 +488,8 @@ impl Peer {
                     self.main_was_used = true;
                 }
             }
+            // The peer is there, and found us by other means than the call.
+            Call::Calling(ref calling) if calling.held.is_some() => self.end_call(local, None),
             Call::Calling(_) | Call::Surveying { purpose: Purpose::Answer(_), .. } => {}
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } | Call::Surveying { .. } => {
                 self.end_call(local, None)

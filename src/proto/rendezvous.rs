@@ -10,15 +10,22 @@
 //! MESSAGE_CONTROL   member → server   | 1 FORWARD | to: key (32)   | what is passed … |
 //! MESSAGE_CONTROL   server → member   | 2 DELIVER | from: key (32) | what is passed … |
 //! MESSAGE_CONTROL   server → member   | 3 ABSENT  | to: key (32)   |
+//! MESSAGE_CONTROL   member → server   | 4 FORWARD OR HOLD | as FORWARD, for a call that is as good a moment later
+//! MESSAGE_CONTROL   server → member   | 5 HELD    | to: key (32)   |
+//! MESSAGE_CONTROL   server → member   | 6 DELIVER, HELD | as DELIVER, of a call that was held
 //! DUDP_RESET        server → member   the index (4) and counter (8) of a packet that belongs to no session
 //! ```
 //!
 //! What is passed is sealed once more between the two members ([`super::message_control`]). DUDP_RESET is not sealed, for a
 //! server that was restarted has nothing to seal it with: a member takes it as a hint to shake hands again, no more often
-//! than its own timers allow, and goes on with the session that it has until the handshake is done. No answer is longer than
-//! what it answers.
+//! than its own timers allow, and goes on with the session that it has until the handshake is done.
+//!
+//! HELD says, as ABSENT does, that the other member is not registered, and that the call is kept for it for [`HOLD`]: should it
+//! register by then, it gets the call with the answer to its first word ([`holding`]). No other answer is longer than what it
+//! answers, and a held call goes once only, to an address that a handshake went to and fro with: nobody is amplified.
 
 pub mod client;
+mod holding;
 pub mod server;
 
 use std::time::Duration;
@@ -40,28 +47,41 @@ pub const RENEW_AFTER: Duration = Duration::from_secs(3600);
 /// smallest MTU.
 pub const MAX_PASSED: usize = 1100;
 
+/// So long a call is held: two offices whose power comes back, or whose daemons one person starts, are up within it.
+pub const HOLD: Duration = Duration::from_secs(2);
+
 /// Length of DUDP_RESET.
 pub const RESET_LEN: usize = HEADER_LEN + 12;
 
 const FORWARD: u8 = 1;
 const DELIVER: u8 = 2;
 const ABSENT: u8 = 3;
+const FORWARD_OR_HOLD: u8 = 4;
+const HELD: u8 = 5;
+const DELIVER_HELD: u8 = 6;
 
 /// The inside of a MESSAGE_CONTROL datagram.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
-    Forward { to: PublicKey, passed: Vec<u8> },
-    Deliver { from: PublicKey, passed: Vec<u8> },
-    Absent { to: PublicKey },
+    /// `hold`: it may wait for its member.
+    Forward { to: PublicKey, hold: bool, passed: Vec<u8> },
+    /// `held`: it waited.
+    Deliver { from: PublicKey, held: bool, passed: Vec<u8> },
+    /// `held`: it does wait.
+    Absent { to: PublicKey, held: bool },
 }
 
 impl Control {
     pub fn encode(&self) -> Vec<u8> {
         let writer = Writer::default();
         match self {
-            Self::Forward { to, passed } => writer.u8(FORWARD).bytes(to.as_bytes()).bytes(passed),
-            Self::Deliver { from, passed } => writer.u8(DELIVER).bytes(from.as_bytes()).bytes(passed),
-            Self::Absent { to } => writer.u8(ABSENT).bytes(to.as_bytes()),
+            Self::Forward { to, hold, passed } => {
+                writer.u8(if *hold { FORWARD_OR_HOLD } else { FORWARD }).bytes(to.as_bytes()).bytes(passed)
+            }
+            Self::Deliver { from, held, passed } => {
+                writer.u8(if *held { DELIVER_HELD } else { DELIVER }).bytes(from.as_bytes()).bytes(passed)
+            }
+            Self::Absent { to, held } => writer.u8(if *held { HELD } else { ABSENT }).bytes(to.as_bytes()),
         }
         .finish()
     }
@@ -75,9 +95,13 @@ impl Control {
             return None;
         }
         match op {
-            FORWARD => Some(Self::Forward { to: key, passed: passed.to_vec() }),
-            DELIVER => Some(Self::Deliver { from: key, passed: passed.to_vec() }),
-            ABSENT => Some(Self::Absent { to: key }),
+            FORWARD | FORWARD_OR_HOLD => {
+                Some(Self::Forward { to: key, hold: op == FORWARD_OR_HOLD, passed: passed.to_vec() })
+            }
+            DELIVER | DELIVER_HELD => {
+                Some(Self::Deliver { from: key, held: op == DELIVER_HELD, passed: passed.to_vec() })
+            }
+            ABSENT | HELD => Some(Self::Absent { to: key, held: op == HELD }),
             _ => None,
         }
     }
@@ -102,9 +126,12 @@ mod tests {
     fn every_message_reads_back_as_it_was_written() {
         let key = PublicKey([7; 32]);
         for message in [
-            Control::Forward { to: key, passed: vec![1, 2, 3] },
-            Control::Deliver { from: key, passed: vec![0; MAX_PASSED] },
-            Control::Absent { to: key },
+            Control::Forward { to: key, hold: false, passed: vec![1, 2, 3] },
+            Control::Forward { to: key, hold: true, passed: vec![1, 2, 3] },
+            Control::Deliver { from: key, held: false, passed: vec![0; MAX_PASSED] },
+            Control::Deliver { from: key, held: true, passed: vec![0; MAX_PASSED] },
+            Control::Absent { to: key, held: false },
+            Control::Absent { to: key, held: true },
         ] {
             assert_eq!(Control::parse(&message.encode()), Some(message));
         }
@@ -113,8 +140,9 @@ mod tests {
     #[test]
     fn a_message_too_long_too_short_or_of_no_kind_is_refused() {
         let key = PublicKey([7; 32]);
-        assert_eq!(Control::parse(&Control::Forward { to: key, passed: vec![0; MAX_PASSED + 1] }.encode()), None);
-        assert_eq!(Control::parse(&Control::Absent { to: key }.encode()[..32]), None);
+        let too_long = Control::Forward { to: key, hold: true, passed: vec![0; MAX_PASSED + 1] };
+        assert_eq!(Control::parse(&too_long.encode()), None);
+        assert_eq!(Control::parse(&Control::Absent { to: key, held: false }.encode()[..32]), None);
         assert_eq!(Control::parse(&[[9].as_slice(), &[7; 32]].concat()), None);
     }
 }

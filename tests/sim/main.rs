@@ -45,6 +45,7 @@ mod pairs;
 mod pinger;
 mod scene;
 mod servers;
+mod starts;
 mod table;
 mod terms;
 mod transitions;

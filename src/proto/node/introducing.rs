@@ -27,7 +27,7 @@ impl Node {
                 let other = self.by_key.get(&to).copied().ok_or(Drop::Unknown)?;
                 let via = Via::Member { id, delay: std::time::Duration::ZERO };
                 self.with_peer(other, |peer, local| {
-                    peer.handle_absent(now, local, via);
+                    peer.handle_absent(now, local, via, false);
                     Ok(())
                 })
             }

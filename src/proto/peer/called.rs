@@ -44,6 +44,12 @@ impl Peer {
         }
     }
 
+    /// Whether a call from before we registered may be out of date: there is a path by now, or the configured endpoint is
+    /// being asked for one. Who still needs the call repeats it.
+    pub fn is_met_elsewhere(&self) -> bool {
+        self.is_settled() || matches!(self.call, Call::Knocking { .. })
+    }
+
     fn handle_call(
         &mut self,
         now: Instant,
@@ -84,6 +90,7 @@ impl Peer {
             return self.refuse(now, local, via, passed, received, (call.id, Reason::Unwilling));
         }
         if self.has_precedence(now, local, &call.report) {
+            self.note_crossed(now, &call.report);
             return Ok(());
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 
+use super::called::COMPUTING;
 use super::holding::Onward;
 use super::punching::{Parties, Sockets};
 use super::{Call, Calling, ENDPOINT_FIRST, Peer, Purpose, words};
@@ -17,6 +18,7 @@ use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan;
 use crate::proto::punch::Role;
+use crate::proto::rendezvous::HOLD;
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
 use crate::proto::{Action, Instant, SocketId};
 
@@ -36,7 +38,7 @@ pub(super) const SURVEY_WAIT: Duration = Duration::from_secs(2);
 /// member's hold, but no sooner than this …
 const SOONEST_RETRY: Duration = Duration::from_millis(150);
 /// … so many times in all, each time later by half.
-const CALL_TRIES: u32 = 5;
+const CALL_TRIES: u32 = 6;
 /// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
 pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
@@ -76,6 +78,11 @@ impl Peer {
 
     /// The network changed under us: back-off is for others' sake, and the others are not the same any more.
     pub fn hurry(&mut self, now: Instant, local: &mut Local) {
+        if matches!(&self.call, Call::Calling(calling) if calling.held.is_some()) {
+            // Nobody is to be called from where we were.
+            self.end_call(local, None);
+            self.call = Call::Resting { until: now };
+        }
         if let Call::Resting { until } = &mut self.call {
             *until = now;
             self.failures = 0;
@@ -316,6 +323,8 @@ impl Peer {
             due,
             tries: 0,
             passers: Passers::default(),
+            held: None,
+            crossed: false,
             watches,
             beside,
         };
@@ -330,8 +339,10 @@ impl Peer {
         let Call::Calling(calling) = &mut self.call else { return };
         calling.tries += 1;
         let mut has_server = false;
+        // What a call says of ports that move is old in a moment. And beside a path, the peer is heard of there first.
+        let hold = !self.was_held && !local.discovery.moves() && self.paths.current().is_none();
         for server in &mut local.servers {
-            has_server |= server.forward(now, self.config.public_key, calling.passed.clone());
+            has_server |= server.forward(now, self.config.public_key, hold, calling.passed.clone());
         }
         // Servers come first, for they are nobody's office. A server that is gone is noticed much later than a lost answer.
         if !has_server || calling.tries > 1 {
@@ -341,7 +352,12 @@ impl Peer {
 
     fn repeat_call(&mut self, now: Instant, local: &mut Local) {
         let Call::Calling(calling) = &mut self.call else { return };
-        if calling.tries < CALL_TRIES {
+        if calling.held.is_some_and(|since| now.since(since) >= HOLD) {
+            // A new call takes the place of the held one, so that the peer is not called by one that nobody waits for any more.
+            self.was_held = true;
+            self.end_call(local, None);
+            self.begin_call(now, local);
+        } else if calling.tries < CALL_TRIES {
             calling.due = now + retry_after(&calling.report) * 3u32.pow(calling.tries) / 2u32.pow(calling.tries);
             self.pass_call(now, local);
         } else {
@@ -350,15 +366,23 @@ impl Peer {
         }
     }
 
-    /// A server, or another member, does not know the peer.
-    pub fn handle_absent(&mut self, now: Instant, local: &mut Local, via: Via) {
+    /// A server, or another member, does not know the peer; `held`: it keeps the call for a moment.
+    pub fn handle_absent(&mut self, now: Instant, local: &mut Local, via: Via, held: bool) {
         let Call::Calling(calling) = &mut self.call else { return };
+        if held {
+            calling.held.get_or_insert(now);
+        }
         let servers = local.servers.iter().filter(|server| server.is_connected()).count();
         match calling.passers.note_absent(via, servers, &local.introducers, self.id) {
             // If nobody knows it, the call's own time runs out.
             Next::Wait => return,
             Next::Ask => return self.ask_introducers(local),
             Next::GiveUp => {}
+        }
+        if calling.held.is_some() && self.paths.current().is_none() {
+            // It may be starting, and then has the call before it places one: ours is repeated as one that is not answered.
+            self.why = Some(words::absent(local, &calling.passers));
+            return;
         }
         if self.paths.current().is_some() {
             // It may be about to tell the server where it is now.
@@ -376,6 +400,17 @@ impl Peer {
             self.fail(now, local, why, ABSENT_REST);
         }
         self.drive(now, local);
+    }
+
+    /// A call of the peer's came while ours is on its way, which goes first. So the peer is there; that it has ours is not sure,
+    /// where a server held it, or said that the peer was absent.
+    pub(super) fn note_crossed(&mut self, now: Instant, theirs: &Report) {
+        let Call::Calling(calling) = &mut self.call else { return };
+        if !std::mem::replace(&mut calling.crossed, true) {
+            // Twice what the answer takes now.
+            let answered = now + calling.report.server_delay + theirs.server_delay + COMPUTING;
+            calling.due = calling.due.min(answered);
+        }
     }
 
     pub(super) fn handle_answer(&mut self, now: Instant, local: &mut Local, via: Via, rest: &[u8]) -> Result<(), Drop> {

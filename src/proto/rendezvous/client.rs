@@ -19,17 +19,22 @@ use crate::proto::session::Session;
 use crate::proto::wire::{Dudp, HEADER_LEN};
 use crate::proto::{Action, Event, Instant, SocketId, Transmit, Wall};
 
-/// A handshake that is not answered is tried again after this long, doubled each time up to [`LONGEST_RETRY`].
-const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// A handshake that is not answered is tried again after two round trips, or this long where none was measured, doubled each
+/// time up to [`LONGEST_RETRY`]. Most of the world is nearer than that to its server; from further off, the answer to the
+/// second try or the third is waited for long enough.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// What a slow machine, or a queue on the way, may add to a round trip that was measured.
+const SOONEST_RETRY: Duration = Duration::from_millis(120);
 /// So that a server that comes back is found within this long.
 /// One packet in 20 s is what a server may cost.
 const LONGEST_RETRY: Duration = Duration::from_secs(20);
 /// A DUDP_RESET is heeded at most this often: it is not sealed.
 const RESET_INTERVAL: Duration = Duration::from_secs(5);
-/// A registration that is not answered is repeated after this long or a round trip and a quarter, then twice as long and so on,
-/// [`REGISTER_TRIES`] times in all: after 3.75 s and more the server is given up.
+/// A registration that is not answered is repeated after two round trips, at most this long or a round trip and a quarter,
+/// then twice as long and so on …
 const REGISTER_RETRY: Duration = Duration::from_millis(250);
-const REGISTER_TRIES: u32 = 4;
+/// … until the server is given up, which takes five tries of the soonest, four of others; and three of those from far off.
+const GIVE_UP_AFTER: Duration = Duration::from_millis(3720);
 /// Addresses that a server's name may stand for.
 const MAX_ADDRESSES: usize = 8;
 
@@ -86,14 +91,16 @@ enum Handshake {
 /// What came from the server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Word {
-    /// A sealed call, answer or abort of that member's.
+    /// A sealed call, answer or abort of that member's. `held`: a call from before we registered.
     Deliver {
         from: PublicKey,
+        held: bool,
         passed: Vec<u8>,
     },
-    /// That member is not registered there.
+    /// That member is not registered there. `held`: it gets the call if it registers soon.
     Absent {
         to: PublicKey,
+        held: bool,
     },
     /// It sees us at that address, which is another one than before.
     Moved {
@@ -153,9 +160,10 @@ impl Client {
         waiting || self.session.as_ref().is_some_and(|registration| registration.session.local_index == index)
     }
 
-    /// Has the server pass something to another member. `false`: not registered just now.
-    pub fn forward(&mut self, now: Instant, to: PublicKey, passed: Vec<u8>) -> bool {
-        self.send(now, Dudp::MessageControl, &Control::Forward { to, passed }.encode())
+    /// Has the server pass something to another member, or `hold` it for a moment if that is not there. `false`: not registered
+    /// just now.
+    pub fn forward(&mut self, now: Instant, to: PublicKey, hold: bool, passed: Vec<u8>) -> bool {
+        self.send(now, Dudp::MessageControl, &Control::Forward { to, hold, passed }.encode())
     }
 
     /// The network changed: the registration may be at an address that is ours no longer.
@@ -202,7 +210,7 @@ impl Client {
         }
         let silence =
             if registration.unanswered == 0 { now.since(registration.last_sent) } else { registration.silence };
-        if registration.unanswered >= REGISTER_TRIES {
+        if registration.unanswered > 0 && now >= registration.given_up_at(retry) {
             self.lose(now);
             return;
         }
@@ -252,7 +260,8 @@ impl Client {
             ttl: None,
             payload: message.to_vec(),
         });
-        let wait = (FIRST_RETRY * 2u32.pow(tries.min(8))).min(LONGEST_RETRY);
+        let first = self.rtt.map_or(FIRST_RETRY, |rtt| (rtt * 2).max(SOONEST_RETRY));
+        let wait = (first * 2u32.pow(tries.min(8))).min(LONGEST_RETRY);
         // A quarter of jitter, so that the members of a server that was restarted do not come all at once.
         let jitter = wait.mul_f64(f64::from(rng.next_u32() % 256) / 1024.0);
         self.handshake =
@@ -323,8 +332,8 @@ impl Client {
                 Ok(Word::Moved { public, forgotten_after })
             }
             Dudp::MessageControl => match Control::parse(&body).ok_or(Drop::Malformed)? {
-                Control::Deliver { from, passed } => Ok(Word::Deliver { from, passed }),
-                Control::Absent { to } => Ok(Word::Absent { to }),
+                Control::Deliver { from, held, passed } => Ok(Word::Deliver { from, held, passed }),
+                Control::Absent { to, held } => Ok(Word::Absent { to, held }),
                 Control::Forward { .. } => Err(Drop::Malformed),
             },
             Dudp::Start | Dudp::PubInfo | Dudp::Ack | Dudp::Ack2 | Dudp::Reset => Err(Drop::Malformed),
@@ -368,7 +377,7 @@ impl Client {
 
     /// No sooner than an answer can be here.
     fn register_retry(&self) -> Duration {
-        self.rtt.map_or(REGISTER_RETRY, |rtt| REGISTER_RETRY.max(rtt * 5 / 4))
+        self.rtt.map_or(REGISTER_RETRY, |rtt| (rtt * 2).clamp(SOONEST_RETRY, REGISTER_RETRY).max(rtt * 5 / 4))
     }
 
     fn send(&mut self, now: Instant, kind: Dudp, body: &[u8]) -> bool {
@@ -401,11 +410,16 @@ impl Client {
 }
 
 impl Registration {
+    /// When the next registration is to be sent, or the server to be given up.
     fn register_due(&self, keepalive: Duration, retry: Duration) -> Instant {
-        self.last_sent
-            + match self.unanswered {
-                0 => keepalive,
-                tries => retry * 2u32.pow(tries.min(REGISTER_TRIES) - 1),
-            }
+        match self.unanswered {
+            0 => self.last_sent + keepalive,
+            // So many waits since the first try, each twice as long as the one before: calls that go out meanwhile put off none.
+            tries => (self.asked_at + retry * (2u32.pow(tries.min(8)) - 1)).min(self.given_up_at(retry)),
+        }
+    }
+
+    fn given_up_at(&self, retry: Duration) -> Instant {
+        self.asked_at + GIVE_UP_AFTER.max(retry * 7)
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::holding::Held;
 use super::{Control, FORGET_AFTER, RENEW_AFTER, receiver, reset};
 use crate::proto::Instant;
 use crate::proto::action::{Drop, Drops};
@@ -43,6 +44,7 @@ pub struct Server {
     sessions: BTreeMap<u32, PublicKey>,
     /// When to look whether a session has ended; one entry a session, put off while it is alive.
     checks: VecDeque<(Instant, u32)>,
+    held: Held,
     transmits: VecDeque<(usize, SocketAddr, Vec<u8>)>,
     drops: Drops,
 }
@@ -78,6 +80,7 @@ impl Server {
             members: BTreeMap::new(),
             sessions: BTreeMap::new(),
             checks: VecDeque::new(),
+            held: Held::default(),
             transmits: VecDeque::new(),
             drops: Drops::default(),
         }
@@ -154,37 +157,48 @@ impl Server {
         let member = self.members.get_mut(&key).ok_or(Drop::Unknown)?;
         let place = member.place_mut(index).ok_or(Drop::Unknown)?;
         let body = place.session.opener.open_message(HEADER_LEN, datagram)?;
+        // The handshake's answer was read where it was sent to.
+        let is_proved = place.address == from;
         place.listener = listener;
         place.address = from;
         place.last_heard = now;
-        if member.unconfirmed.as_ref().is_some_and(|place| place.session.local_index == index) {
+        let is_new = member.unconfirmed.as_ref().is_some_and(|place| place.session.local_index == index);
+        if is_new {
             let old = std::mem::replace(&mut member.registered, member.unconfirmed.take());
             if let Some(old) = old {
                 self.sessions.remove(&old.session.local_index);
             }
         }
-        match kind {
+        let outcome = match kind {
             Dudp::Register => {
                 let seen = Writer::default().address(from).finish();
                 self.send(key, Dudp::Register, &seen);
                 Ok(())
             }
             _ => self.handle_control(now, key, &body),
+        };
+        if is_new && is_proved {
+            for (from, passed) in self.held.take(now, key) {
+                self.send(key, Dudp::MessageControl, &Control::Deliver { from, held: true, passed }.encode());
+            }
         }
+        outcome
     }
 
     fn handle_control(&mut self, now: Instant, from: PublicKey, body: &[u8]) -> Result<(), Drop> {
-        let Control::Forward { to, passed } = Control::parse(body).ok_or(Drop::Malformed)? else {
+        let Control::Forward { to, hold, passed } = Control::parse(body).ok_or(Drop::Malformed)? else {
             return Err(Drop::Malformed);
         };
         let caller = self.members.get_mut(&from).ok_or(Drop::Unknown)?;
         if !caller.allowance.take(now, CALLS) {
             return Err(Drop::Overload);
         }
+        self.held.forget(from, to);
         if self.members.get(&to).is_some_and(|member| member.registered.is_some()) {
-            self.send(to, Dudp::MessageControl, &Control::Deliver { from, passed }.encode());
+            self.send(to, Dudp::MessageControl, &Control::Deliver { from, held: false, passed }.encode());
         } else {
-            self.send(from, Dudp::MessageControl, &Control::Absent { to }.encode());
+            let held = hold && self.held.hold(now, from, to, passed);
+            self.send(from, Dudp::MessageControl, &Control::Absent { to, held }.encode());
         }
         Ok(())
     }
@@ -197,6 +211,7 @@ impl Server {
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.held.handle_timeout(now);
         while let Some((_, index)) = self.checks.pop_front_if(|(due, _)| now >= *due) {
             let Some(key) = self.sessions.get(&index).copied() else { continue };
             let Some(member) = self.members.get_mut(&key) else { continue };
@@ -227,7 +242,7 @@ impl Server {
     pub fn poll_timeout(&self) -> Option<Instant> {
         // Not sorted strictly, for half-open registrations are looked at sooner than others; the first is due soon enough to
         // look at what stands behind it.
-        self.checks.front().map(|(due, _)| *due)
+        self.checks.front().map(|(due, _)| *due).into_iter().chain(self.held.poll_timeout()).min()
     }
 
     /// How many members are registered.
@@ -250,3 +265,6 @@ impl Member {
         places.into_iter().flatten().find(|place| place.session.local_index == index)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,7 +121,7 @@ impl Hostile {
             return;
         }
         let sealed = keys.call.seal(&[&[7; 8], fields].concat());
-        self.client.forward(now, self.target.public(), [&[CALL], message.as_slice(), &sealed].concat());
+        self.client.forward(now, self.target.public(), false, [&[CALL], message.as_slice(), &sealed].concat());
     }
 
     /// Answers the target's call, if there is one.
@@ -131,7 +131,7 @@ impl Hostile {
         let (response, keys, key) = received.respond(None, index, &mut self.rng);
         self.sessions.push(Session::new(keys, now, DATA_WORDS));
         let sealed = key.seal(&[id.as_slice(), fields].concat());
-        self.client.forward(now, self.target.public(), [&[ANSWER], response.as_slice(), &sealed].concat());
+        self.client.forward(now, self.target.public(), false, [&[ANSWER], response.as_slice(), &sealed].concat());
     }
 
     /// A probe with any body, from any port, in the newest session.

@@ -37,6 +37,8 @@ struct Scene {
     /// All that members sent: what was sealed by nobody is none of them.
     sent: Vec<(SocketAddr, Vec<u8>)>,
     genuine: BTreeSet<Vec<u8>>,
+    /// How many bytes came to the server, and how many it sent.
+    bytes: (usize, usize),
     /// What members asked the server to pass.
     passed: BTreeSet<(usize, usize, Vec<u8>)>,
 }
@@ -75,6 +77,7 @@ impl Scene {
             rng: ChaCha20Rng::from_seed([seed; 32]),
             sent: Vec::new(),
             genuine: BTreeSet::new(),
+            bytes: (0, 0),
             passed: BTreeSet::new(),
             now,
         }
@@ -115,9 +118,9 @@ impl Scene {
             }
             7 => {
                 let (who, to) = (input.below(MEMBERS), input.below(MEMBERS));
-                let passed = input.piece().to_vec();
+                let (hold, passed) = (input.u8() % 2 == 1, input.piece().to_vec());
                 let key = self.members[to].identity.public();
-                if self.members[who].client.forward(self.now, key, passed.clone()) {
+                if self.members[who].client.forward(self.now, key, hold, passed.clone()) {
                     self.passed.insert((who, to, passed));
                 }
             }
@@ -171,16 +174,26 @@ impl Scene {
         let dropped = self.server.drops().total();
         self.server.handle_datagram(self.now, 0, from, &mut datagram.clone());
         let dropped = self.server.drops().total() - dropped;
-        let mut answers = 0;
+        let (mut answers, mut held) = (0, 0_u64);
+        self.bytes.0 += datagram.len();
         while let Some((listener, to, answer)) = self.server.poll_transmit() {
-            answers += 1;
-            assert!(answer.len() <= datagram.len(), "nobody is amplified");
+            self.bytes.1 += answer.len();
+            // What was held follows the answer to a member's first word.
+            if answers == 1 || (dropped == 1 && answers == 0 && answer.len() > datagram.len()) {
+                assert!(matches!(Kind::of(&answer), Some(Kind::Dudp(Dudp::MessageControl))));
+                held += 1;
+            } else {
+                answers += 1;
+                assert!(answer.len() <= datagram.len(), "nobody is amplified");
+            }
             assert_eq!(listener, 0);
             if let Some(member) = self.members.iter_mut().find(|member| member.at == to) {
                 member.inbox.push(answer);
             }
         }
-        assert!(answers + dropped >= 1, "what is not answered or passed is counted");
+        assert!(self.bytes.1 <= self.bytes.0, "nobody is amplified by what is held");
+        assert!(held < MEMBERS as u64, "each other member has one call held");
+        assert!(answers + held + dropped >= 1, "what is not answered or passed is counted");
         assert!(answers <= 1 && dropped <= 1, "{answers} answers, {dropped} drops for one datagram");
         let sealed = matches!(Kind::of(&datagram), Some(Kind::Dudp(Dudp::Register | Dudp::MessageControl)));
         let fits = matches!(
@@ -207,7 +220,7 @@ impl Scene {
                     let _ = client.handle_reset(now, at, &datagram);
                 }
                 Some(Kind::Dudp(kind)) => {
-                    if let Ok(Word::Deliver { from, passed }) = client.handle_sealed(now, kind, at, &datagram) {
+                    if let Ok(Word::Deliver { from, passed, .. }) = client.handle_sealed(now, kind, at, &datagram) {
                         let from = self.members.iter().position(|member| member.identity.public() == from);
                         let told = (from.expect("is one of them"), who, passed);
                         assert!(
