@@ -226,7 +226,8 @@ impl Local {
     pub fn outline(&self, now: Instant, socket: SocketId, via: Via) -> Report {
         let view = self.discovery.view(now, socket);
         let behind_nat = view.mapping != Mapping::None && view.tuple.is_some();
-        let preserves = view.allocation == Allocation::Preserving || view.fresh_preserves;
+        let keeps = matches!(view.allocation, Allocation::Preserving | Allocation::SecondPriority { .. });
+        let preserves = keeps || view.fresh_preserves;
         let (rtt, seen) = self.passer_view(via);
         Report {
             // Without discovery, the address that the one who passes the call sees us at is the only tuple that there is.

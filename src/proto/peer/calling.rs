@@ -36,7 +36,9 @@ const FRESH_IF_FIXED: Duration = Duration::from_secs(5);
 pub(super) const SURVEY_WAIT: Duration = Duration::from_secs(2);
 /// A call without an answer is repeated after three round trips to the server, one for each member's way and one for the called
 /// member's hold, but no sooner than this …
-const SOONEST_RETRY: Duration = Duration::from_millis(150);
+const SOONEST_RETRY: Duration = Duration::from_millis(200);
+/// … nor, where a server holds it, than this …
+const HELD_RETRY: Duration = Duration::from_millis(300);
 /// … so many times in all, each time later by half.
 const CALL_TRIES: u32 = 6;
 /// Back-off between calls: a second, doubled up to half a minute; the peer's own calls come through all the while.
@@ -371,6 +373,8 @@ impl Peer {
         let Call::Calling(calling) = &mut self.call else { return };
         if held {
             calling.held.get_or_insert(now);
+            // A member that starts may first knock at an endpoint; what is held reaches it anyhow.
+            calling.due = calling.due.max(now + HELD_RETRY);
         }
         let servers = local.servers.iter().filter(|server| server.is_connected()).count();
         match calling.passers.note_absent(via, servers, &local.introducers, self.id) {

@@ -17,6 +17,7 @@ use crate::proto::budget::Budget;
 use crate::proto::context::Local;
 use crate::proto::introduction::Via;
 use crate::proto::message_control::{CallId, Report, Terms, Update};
+use crate::proto::nat::Mapping;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan::{self, Outlook, Plan, Round, Strategy, Target, sweep};
 use crate::proto::probe::Ack;
@@ -57,6 +58,12 @@ pub(super) struct Parties {
 }
 
 impl Parties {
+    /// Whether both are seen at one address.
+    pub(super) fn share_a_nat(&self) -> bool {
+        let behind = |report: &Report| report.tuple.filter(|_| report.mapping != Mapping::None);
+        behind(&self.ours).zip(behind(&self.theirs)).is_some_and(|(a, b)| a.ip() == b.ip())
+    }
+
     pub(super) fn plan(&self, local: &Local) -> Plan {
         let (caller, called) = match self.role {
             Role::Caller => (&self.ours, &self.theirs),
@@ -273,9 +280,11 @@ impl Peer {
             return;
         }
         let elapsed = now.since(self.call_began.unwrap_or(now));
-        let good = punching.punch.outlook() == Outlook::Good;
+        let good = punching.punch.outlook() == Outlook::Good && !punching.parties.share_a_nat();
+        // What takes a whole budget, or what no budget can do, is not worth another one soon.
         let strategy = punching.punch.strategy();
-        if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good {
+        let spent = matches!(strategy, Some(Strategy::Scatter | Strategy::Grid | Strategy::Cells));
+        if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good && !spent {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
             self.end_call(local, None);
             self.call = Call::Resting { until: now + wait };
@@ -288,8 +297,6 @@ impl Peer {
             let way = Way { socket: SocketId::main_for(&remote), remote };
             self.challenge(now, local, way, Goal::Move(Method::Punch));
         }
-        // What a whole budget could not do, or no budget can, is not worth another one soon: the back-off begins at its end.
-        let spent = matches!(strategy, Some(Strategy::Cells | Strategy::Grid)) || !good;
-        self.fail(now, local, why, if spent { local.punch.timeout } else { FIRST_REST });
+        self.fail(now, local, why, if spent || !good { local.punch.timeout } else { FIRST_REST });
     }
 }

@@ -89,6 +89,12 @@ pub(super) fn no_path(punching: &Punching) -> String {
         Outlook::NeedsProbes(probes) => format!(
             "{tried}: {both}; `probes = {probes}` in [punch] at both sides would give a path, and so would a port mapped on either router, or IPv6 at both sides"
         ),
+        Outlook::Good if punching.parties.share_a_nat() => format!(
+            "{tried}: both are behind one NAT, which does not lead back to its own public address, and neither reaches the other's own address; let them reach each other within the site, map a port on their common router, or give both IPv6"
+        ),
+        Outlook::Good if punching.punch.strategy() == Some(Strategy::Cells) => format!(
+            "{tried} this time: both NATs pick random ports within small blocks, and three tries of five succeed; it is tried again. A port mapped on either router, or IPv6 at both sides, would be sure"
+        ),
         Outlook::Good if theirs.tuple.is_none() => format!(
             "{tried}: no discovery server told the peer its public address; let UDP out to the discovery servers there"
         ),

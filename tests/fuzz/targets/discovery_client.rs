@@ -12,8 +12,8 @@ use p2ptund::proto::{Action, Instant, SocketId, stun};
 use super::input::{Input, bend};
 
 const STEPS: usize = 200;
-/// A survey asks at most three servers at two ports, and a filter three more questions.
-const MOST_AT_ONCE: usize = 64;
+/// A survey asks at most three servers at two ports, and a filter three more questions; sixteen scouts may be due at once.
+const MOST_AT_ONCE: usize = 128;
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
