@@ -133,6 +133,8 @@ impl Target {
 pub enum Timing {
     /// The called member's opening volley at once and with a low TTL; then as `Volleys`.
     Opened,
+    /// As `Opened`, and the opening volley is to reach the caller, right behind the answer: it is let in by anybody.
+    Prompt,
     /// At the start, and again after an eighth, a third and two thirds of the round, against loss.
     Volleys,
     /// As `Volleys`, and whoever shoots, its first with a low TTL.

@@ -136,6 +136,8 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Behind an answer, so long that the caller has read it before the shot comes.
+const PROMPT: Duration = Duration::from_millis(10);
 /// As far as the router.
 const INSIDE_TTL: u8 = 1;
 /// When candidates are probed, after the start: at once, and again against loss.
@@ -173,6 +175,15 @@ impl Punch {
         self.planned = now;
         (self.round, self.volley, self.aimed) = (0, 0, None);
         old
+    }
+
+    /// The same plan from its first full volley on, at another time.
+    pub fn restart(&mut self, start: Instant) {
+        self.setup.start = start;
+        self.round = 0;
+        // An opening volley has opened what it could.
+        self.volley = self.volley.min(1);
+        self.aimed = None;
     }
 
     pub fn reported(&self) -> SocketId {
@@ -303,7 +314,8 @@ impl Punch {
         };
         match (timing, self.volley) {
             (Timing::Opened | Timing::LowFirst | Timing::Low, 0) => Some((self.round_opens(), false)),
-            (Timing::Opened, nth) => full(nth - 1),
+            (Timing::Prompt, 0) => Some((self.round_opens() + PROMPT, true)),
+            (Timing::Opened | Timing::Prompt, nth) => full(nth - 1),
             (Timing::Volleys, nth) => full(nth),
             (Timing::LowFirst, nth @ 1..=3) => full(nth),
             (Timing::Low, 1) => full(3),

@@ -62,6 +62,8 @@ impl Peer {
             // A repetition, because our answer was lost or is late.
             let answer = answered.answer.clone();
             self.pass(now, local, via, answer);
+            self.start_again(now);
+            self.drive(now, local);
             return Ok(());
         }
         if let Call::Surveying { purpose: Purpose::Answer(incoming), .. } = &self.call

@@ -10,13 +10,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::called::COMPUTING;
 use super::calling::{FIRST_REST, UPDATE, retry_after};
 use super::{Call, Peer, Punching, words};
 use crate::proto::action::Drop;
 use crate::proto::budget::Budget;
 use crate::proto::context::Local;
 use crate::proto::introduction::Via;
-use crate::proto::message_control::{CallId, Report, Terms, Update};
+use crate::proto::message_control::{CallId, CandidateKind, Report, Terms, Update};
 use crate::proto::nat::Mapping;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan::{self, Outlook, Plan, Round, Strategy, Target, sweep};
@@ -58,8 +59,12 @@ pub(super) struct Parties {
 }
 
 impl Parties {
-    /// Whether both are seen at one address.
+    /// Whether both are seen at one address, and no port has to be guessed: what was tried once is all that there is.
     pub(super) fn share_a_nat(&self) -> bool {
+        let fixed = |report: &Report| matches!(plan::port(report), plan::Port::Fixed { .. });
+        if !fixed(&self.ours) || !fixed(&self.theirs) {
+            return false;
+        }
         let behind = |report: &Report| report.tuple.filter(|_| report.mapping != Mapping::None);
         behind(&self.ours).zip(behind(&self.theirs)).is_some_and(|(a, b)| a.ip() == b.ip())
     }
@@ -79,12 +84,26 @@ impl Parties {
 }
 
 /// The caller's first packet may be payload, right behind the first probe: where the plan has it shoot from one socket at one
-/// port, that port is the peer's by its own sealed word. The called member has no key of the caller's confirmed yet, and waits.
+/// port that is the peer's by its own sealed word, or where both have IPv6. The called member has no key of the caller's confirmed
+/// yet, and waits.
 fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<(Way, Instant)> {
-    let round = setup.plan.rounds.first().filter(|_| setup.role == Role::Caller)?;
+    if setup.role == Role::Called {
+        return None;
+    }
+    let until = now + parties.terms.round / 4;
+    let ipv6 = setup.candidates.iter().find(|candidate| candidate.kind == CandidateKind::Ipv6);
+    let ipv6 = ipv6.map(|candidate| Way { socket: SocketId::MAIN_V6, remote: candidate.address });
+    known_way(setup, parties).or(ipv6).map(|way| (way, until))
+}
+
+/// The one way that the plan begins with, where it needs no guess.
+fn known_way(setup: &Setup, parties: &Parties) -> Option<Way> {
+    let round = setup.plan.rounds.first()?;
     let side = round.caller.as_ref()?;
     let Target::Ports { ip, ports } = &side.target else { return None };
     let ([port], Some(ours)) = (ports.as_slice(), parties.ours.tuple) else { return None };
+    let is_known = round.strategy == Strategy::Hold
+        || matches!(plan::port(&parties.theirs), plan::Port::Fixed { .. } | plan::Port::Fresh(_));
     let socket = match side.sockets {
         plan::Sockets::Main => SocketId::MAIN_V4,
         plan::Sockets::Reported => setup.reported,
@@ -93,8 +112,7 @@ fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<(Way, Instant)
     };
     // Two behind one NAT are nearer to each other than that.
     let apart = !round.is_hard() && side.timing == plan::Timing::Volleys && ours.ip() != *ip;
-    let way = Way { socket, remote: SocketAddr::new(*ip, *port) };
-    apart.then_some((way, now + parties.terms.round / 4))
+    (is_known && apart).then_some(Way { socket, remote: SocketAddr::new(*ip, *port) })
 }
 
 /// The sockets that a call brings along.
@@ -235,6 +253,17 @@ impl Peer {
                     local.send_with(Way { socket, remote: to }, ttl, payload);
                 }
             }
+        }
+    }
+
+    /// Our answer is sent again: the caller starts later than we thought, and so do we, unless something was heard or what goes on
+    /// opens sockets.
+    pub(super) fn start_again(&mut self, now: Instant) {
+        let heard = self.paths.current().is_some() && !self.paths.is_suspect();
+        let Call::Punching(punching) = &mut self.call else { return };
+        let signal = (punching.ours().server_delay + punching.theirs().server_delay) / 2 + COMPUTING;
+        if !heard && punching.punch.role() == Role::Called && !punching.punch.is_hard() {
+            punching.punch.restart(now + signal);
         }
     }
 

@@ -25,8 +25,8 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     };
     let rounds = match hit(fixed, moving) {
         Some(side) => {
-            // The one that spoke last waits until it is heard, so that its packets don't come first.
-            let back = direct::side(mover, fixed, Timing::Volleys);
+            // What is held lets the other side in by itself. A packet of ours that comes first may poison its port.
+            let back = direct::side(mover, fixed, Timing::Low);
             vec![placed(Strategy::Hold, pair.terms.round, back, Some(side), moving_calls)]
         }
         // Where anybody may come in, the moving side needs no hold.
@@ -46,7 +46,7 @@ fn is_open_port(fixed: &Port) -> bool {
 
 /// A shot each: the fixed side's opens a filter that goes by addresses.
 fn opened(pair: &Pair<'_>, fixed: &Port, mover: &Port, moving: &Moving, moving_calls: bool) -> Round {
-    let (mine, its) = if moving_calls { (Timing::Volleys, Timing::Opened) } else { (Timing::Opened, Timing::Volleys) };
+    let (mine, its) = if moving_calls { (Timing::Volleys, Timing::Opened) } else { (Timing::Prompt, Timing::Volleys) };
     let back = Port::Fixed { at: moving.last, from: Sockets::Reported, filtering: Filtering::Unknown };
     let shot = direct::side(mover, fixed, mine);
     placed(Strategy::Direct, pair.terms.round, shot, direct::side(fixed, &back, its), moving_calls)

@@ -14,7 +14,7 @@
 //! A side that moves by address holds one mapping towards the other, whose port it knows; then it is fixed.
 
 use super::{
-    Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, placed,
+    Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, is_open, placed,
 };
 use crate::proto::nat::Filtering;
 
@@ -55,7 +55,9 @@ fn gate(pair: &Pair<'_>, random: Random, fixed: &Port, filtering: Filtering, ran
         return None;
     }
     let theirs = if random_calls { pair.caller } else { pair.called };
-    let (mine, its) = if random_calls { (Timing::Volleys, Timing::Opened) } else { (Timing::Opened, Timing::Volleys) };
+    let open = is_open(filtering);
+    let first = if open { Timing::Prompt } else { Timing::Opened };
+    let (mine, its) = if random_calls { (Timing::Volleys, Timing::Opened) } else { (first, Timing::Volleys) };
     let anywhere = Port::Fixed { at: theirs.tuple?, from: Sockets::Reported, filtering: Filtering::Unknown };
     let shot = direct::side(&Port::Random(random), fixed, mine);
     Some(placed(Strategy::Direct, pair.pace.gate(), shot, direct::side(fixed, &anywhere, its), random_calls))
