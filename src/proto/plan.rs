@@ -323,9 +323,10 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
     let pair =
         Pair { caller, called, terms, punch, pace: Pace::of(terms), budget: common(caller.budget, called.budget) };
     let (a, b) = (port(caller), port(called));
-    let unheld = |port: &Port| matches!(port, Port::Moving(moving) if moving.holds.is_empty());
-    let wants_holds = unheld(&a) || (unheld(&b) && !matches!(a, Port::Moving(_)));
-    if has_nearer(caller, called) && wants_holds {
+    // Where both move, the called member holds.
+    let holder = if matches!(b, Port::Moving(_)) { &b } else { &a };
+    let unheld = matches!(holder, Port::Moving(moving) if moving.holds.is_empty());
+    if has_nearer(caller, called) && unheld {
         // The next try holds ports, if it comes to that.
         return Plan { rounds: vec![gate_round(&pair)], outlook: Outlook::Good };
     }
@@ -342,7 +343,9 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
         | (Port::Moving(_) | Port::Fresh(_), Port::Random(_)) => grid::plan(&pair, &a, &b),
         (Port::Unknown, _) | (_, Port::Unknown) => Plan { rounds: Vec::new(), outlook: Outlook::Good },
     };
-    if plan.rounds.first().is_some_and(Round::is_hard) && has_nearer(caller, called) {
+    // Holds are made at a second try only, where there is something nearer.
+    let held = !caller.holds.is_empty() || !called.holds.is_empty();
+    if plan.rounds.first().is_some_and(Round::is_hard) && has_nearer(caller, called) && !held {
         plan.rounds.insert(0, gate_round(&pair));
     }
     if plan.outlook == Outlook::Good {
@@ -362,11 +365,6 @@ fn has_nearer(a: &Report, b: &Report) -> bool {
     let same_site = a.tuple.zip(b.tuple).is_some_and(|(a, b)| a.ip() == b.ip());
     let ipv6 = has(a, CandidateKind::Ipv6) && has(b, CandidateKind::Ipv6);
     same_site || ipv6 || has(a, CandidateKind::Mapped) || has(b, CandidateKind::Mapped)
-}
-
-/// How long nearer candidates are given before anything hard; `signal`: what a message takes from member to member over the server.
-pub fn gate(a: &Report, b: &Report, signal: Duration) -> Duration {
-    if has_nearer(a, b) { round_of(signal) / SIGNALS * GATE } else { Duration::ZERO }
 }
 
 fn common(a: Budget, b: Budget) -> Budget {
