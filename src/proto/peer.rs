@@ -19,6 +19,9 @@ mod punching;
 pub mod recovering;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -174,6 +177,8 @@ struct Punching {
     hold: Option<SocketId>,
     hold_tries: u32,
     update: Option<Updating>,
+    /// The caller has told its new report.
+    updated: bool,
     /// Where payload goes before anything was heard, and until when.
     hope: Option<(Way, Instant)>,
 }
