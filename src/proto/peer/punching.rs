@@ -292,6 +292,10 @@ impl Peer {
         let Call::Punching(punching) = &mut self.call else { return };
         let Some(socket) = punching.hold.filter(|socket| local.discovery.is_ready(now, *socket)) else { return };
         punching.hold = None;
+        if punching.punch.is_stopped() {
+            // The path that was found meanwhile may go by the socket that the hold's would replace.
+            return self.close_socket(local, socket);
+        }
         let held = local.discovery.held(socket);
         let holds = match held {
             Ok(holds) if !holds.is_empty() => holds,
@@ -312,6 +316,8 @@ impl Peer {
         let start = now + (parties.ours.server_delay + parties.theirs.server_delay) / 2 + COMPUTING;
         let plan = parties.plan(local);
         let old = punching.punch.replan(now, start, plan, socket);
+        // It may go by the socket that is closed now.
+        punching.hope = None;
         let update = Update { id: parties.id, report: parties.ours.clone() };
         let index = punching.index;
         if let Some(sealed) = self.tunnel.seal_probe(now, index, &Dudp::MessageControl.header(), &update.encode())
