@@ -20,6 +20,9 @@ mod punching;
 pub mod recovering;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -106,6 +109,8 @@ pub struct Peer {
     /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
     budget: Option<Budget>,
+    /// When what its calls have used up is made up for: a whole budget in the time that a call has.
+    made_up: Instant,
     probes_sent: u64,
     sockets_used: u32,
     /// When [`super::node::Node`] has it in its table of deadlines.
@@ -183,6 +188,8 @@ struct Punching {
     hold: Option<Holding>,
     hold_tries: u32,
     update: Option<Updating>,
+    /// The caller has told its new report.
+    updated: bool,
     /// Where payload goes before anything was heard, and until when.
     hope: Option<(Way, Instant)>,
 }
@@ -231,6 +238,7 @@ impl Peer {
             connect_time: None,
             call_began: None,
             budget: None,
+            made_up: now,
             probes_sent: 0,
             sockets_used: 0,
             scheduled: None,
@@ -592,6 +600,8 @@ impl Peer {
         };
         if ends {
             self.end_call(local, None);
+            // What comes is another call, with its own time and its own budget.
+            self.end_budget(now, local);
             self.call = Call::Resting { until: now };
         }
     }

@@ -18,8 +18,11 @@ use crate::proto::{Instant, SocketId};
 /// been on its way.
 const CROSSED: Duration = Duration::from_secs(2);
 
-/// A peer's calls are answered at most this often: each costs volleys, at addresses that the caller names.
+/// A peer's calls are taken at most this often: each costs a survey and volleys, at addresses that the caller names.
 const CALL_INTERVAL: Duration = Duration::from_millis(150);
+/// A peer's calls may use up so many budgets at once, and one more in each time that a call has: our own tries are held by their
+/// back-off, and a caller need not keep to its own. Three are what a fair one uses up before its back-off is as long.
+const BUDGETS_AHEAD: u32 = 3;
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
 /// volley lets the caller's in.
@@ -76,7 +79,13 @@ impl Peer {
         if received.peer != self.config.public_key {
             return Err(Drop::Unauthentic);
         }
-        if self.answered.as_ref().is_some_and(|answered| now.since(answered.at) < CALL_INTERVAL) {
+        let taken = match &self.call {
+            // Its survey, or its hold, is still under way; another one would be as dear.
+            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => Some(incoming.came),
+            _ => None,
+        };
+        let last = taken.max(self.answered.as_ref().map(|answered| answered.at));
+        if last.is_some_and(|last| now.since(last) < CALL_INTERVAL) {
             return Err(Drop::Overload);
         }
         if !self.tunnel.is_new(&received) {
@@ -94,6 +103,12 @@ impl Peer {
         if self.has_precedence(now, local, &call.report) {
             self.note_crossed(now, &call.report);
             return Ok(());
+        }
+        if !self.budget(local).is_left() {
+            self.rest(now, local, FIRST_REST);
+        }
+        if self.made_up.since(now) > local.punch.timeout * (BUDGETS_AHEAD - 1) {
+            return self.refuse(now, local, via, passed, received, (call.id, Reason::Busy));
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);

@@ -140,7 +140,19 @@ impl Punching {
 impl Peer {
     /// What this call, with all its tries, may still spend.
     pub(super) fn budget(&mut self, local: &Local) -> &mut Budget {
-        self.budget.get_or_insert_with(|| Budget::new(local.punch))
+        match &mut self.call {
+            // The punch has it while it lasts.
+            Call::Punching(punching) => &mut punching.punch.budget,
+            _ => self.budget.get_or_insert_with(|| Budget::new(local.punch)),
+        }
+    }
+
+    /// The call is over, with all its tries: what comes is another one.
+    pub(super) fn end_budget(&mut self, now: Instant, local: &Local) {
+        self.call_began = None;
+        if let Some(budget) = self.budget.take() {
+            self.made_up = self.made_up.max(now) + local.punch.timeout.mul_f64(budget.share());
+        }
     }
 
     /// Whether an earlier try of this call came to nothing.
@@ -205,9 +217,9 @@ impl Peer {
         };
         let hope = hope(now, &setup, &parties);
         let punch = Punch::new(now, setup, budget);
-        let (hold, hold_tries, update) = (None, 0, None);
-        self.call =
-            Call::Punching(Box::new(Punching { punch, index, parties, watches, hold, hold_tries, update, hope }));
+        let (hold, hold_tries, update, updated) = (None, 0, None, false);
+        let punching = Punching { punch, index, parties, watches, hold, hold_tries, update, updated, hope };
+        self.call = Call::Punching(Box::new(punching));
         self.drive_punch(now, local);
         if self.paths.current().is_none() {
             self.flush(now, local);
@@ -283,6 +295,9 @@ impl Peer {
     /// The caller's new report: its ports towards us.
     pub(super) fn handle_update(&mut self, now: Instant, local: &mut Local, rest: &[u8]) -> Result<(), Drop> {
         let index = crate::proto::rendezvous::receiver(rest).ok_or(Drop::Malformed)?;
+        if !rest.starts_with(&Dudp::MessageControl.header()) {
+            return Err(Drop::Malformed);
+        }
         let body = self.tunnel.open_probe(now, HEADER_LEN, rest)?;
         let update = Update::parse(&body).ok_or(Drop::Malformed)?;
         let Call::Punching(punching) = &mut self.call else { return Err(Drop::Unknown) };
@@ -290,7 +305,9 @@ impl Peer {
         if !ours {
             return Err(Drop::Unknown);
         }
-        if punching.parties.theirs != update.report {
+        // A caller learns its port once a call. Each plan shoots at once, at addresses that the caller names: one that told
+        // more would not be held by the pace.
+        if !std::mem::replace(&mut punching.updated, true) {
             punching.parties.theirs = update.report;
             let plan = punching.parties.plan(local);
             let reported = punching.punch.reported();
@@ -304,8 +321,7 @@ impl Peer {
         let Call::Punching(punching) = &self.call else { return };
         if self.is_settled() {
             self.end_call(local, None);
-            self.call_began = None;
-            self.budget = None;
+            self.end_budget(now, local);
             return;
         }
         let elapsed = now.since(self.call_began.unwrap_or(now));
