@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use p2ptund::control::{Request, Server};
-use p2ptund::proto::snapshot::{Allocation, Behaviour, Method, Nat, Peer, PortMapping, Snapshot, State};
+use p2ptund::proto::snapshot::{Allocation, Behaviour, Method, Nat, Peer, PortMapping, Punch, Snapshot, State};
 
 fn peer(name: &str, state: State) -> Peer {
     let connected = state == State::Connected;
@@ -23,6 +23,7 @@ fn peer(name: &str, state: State) -> Peer {
         connect_ms: connected.then_some(340),
         probes_sent: 1,
         sockets_used: 1,
+        entries_used: 4,
         tx_bytes: 0,
         rx_bytes: 0,
         last_handshake: None,
@@ -49,6 +50,16 @@ fn snapshot() -> Snapshot {
             port_mapping: PortMapping::None,
             second_priority: None,
             observations: Vec::new(),
+        },
+        punch: Punch {
+            window: (-16, 32),
+            sockets: 256,
+            probes: 2048,
+            entries: 1280,
+            rate: 1000,
+            timeout_s: 10.0,
+            hard_calls: 1,
+            hard_calls_now: 0,
         },
         rendezvous: Vec::new(),
         peers: vec![peer("berlin", State::Connected), peer("paris", State::Failed)],

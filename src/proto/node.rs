@@ -663,6 +663,7 @@ impl Node {
             addresses: self.config.addresses.iter().map(ToString::to_string).collect(),
             mtu: self.config.mtu,
             nat,
+            punch: self.local.punch_snapshot(),
             rendezvous: self
                 .local
                 .servers

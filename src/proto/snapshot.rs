@@ -14,6 +14,7 @@ pub struct Snapshot {
     pub addresses: Vec<String>,
     pub mtu: u16,
     pub nat: Nat,
+    pub punch: Punch,
     pub rendezvous: Vec<Rendezvous>,
     pub peers: Vec<Peer>,
     /// Packets dropped since the start, by reason.
@@ -83,6 +84,22 @@ pub enum PortMapping {
     None,
 }
 
+/// What a call may cost (`[punch]` in the config), and what is going on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Punch {
+    pub window: (i32, i32),
+    /// Most of each that one call may use.
+    pub sockets: u32,
+    pub probes: u32,
+    pub entries: u32,
+    /// Most probes a second, but for a volley.
+    pub rate: u32,
+    pub timeout_s: f64,
+    /// Most hard calls at the same time, and how many there are now.
+    pub hard_calls: u32,
+    pub hard_calls_now: u32,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rendezvous {
     pub address: String,
@@ -105,6 +122,8 @@ pub struct Peer {
     pub connect_ms: Option<u64>,
     pub probes_sent: u64,
     pub sockets_used: u32,
+    /// Entries that this call, or else the last one, made in our NAT's table, its surveys' among them.
+    pub entries_used: u32,
     pub tx_bytes: u64,
     pub rx_bytes: u64,
     /// Unix seconds.

@@ -439,6 +439,7 @@ impl Peer {
             Call::Punching(mut punching) => {
                 self.probes_sent += punching.punch.probes_sent();
                 self.sockets_used = punching.punch.sockets_used();
+                self.entries_used = punching.punch.budget.entries();
                 self.budget = Some(punching.punch.budget.clone());
                 for socket in [punching.hold, punching.watch].into_iter().flatten() {
                     self.close_socket(local, socket);
