@@ -7,7 +7,9 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use p2ptund::control::{Request, Server};
-use p2ptund::proto::snapshot::{Allocation, Behaviour, Method, Nat, Peer, PortMapping, Punch, Snapshot, State};
+use p2ptund::proto::snapshot::{
+    Allocation, Behaviour, Confidence, Method, Nat, Peer, PortMapping, Punch, Snapshot, State,
+};
 
 fn peer(name: &str, state: State) -> Peer {
     let connected = state == State::Connected;
@@ -44,11 +46,18 @@ fn snapshot() -> Snapshot {
             allocation: Allocation::Sequential,
             delta: Some(1),
             cross_traffic_per_s: None,
+            cross_traffic_error_per_s: None,
+            ports: None,
+            parity_kept: None,
+            port_offset: None,
+            paired: None,
             public: Vec::new(),
             mapping_lifetime_s: None,
             keepalive_s: None,
             port_mapping: PortMapping::None,
             second_priority: None,
+            low_ttl: None,
+            confidence: Confidence::default(),
             observations: Vec::new(),
         },
         punch: Punch {

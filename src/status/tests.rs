@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::proto::snapshot::{Observation, Rendezvous};
+use crate::proto::snapshot::{Confidence, Observation, Rendezvous};
 
 fn snapshot() -> Snapshot {
     Snapshot {
@@ -16,11 +16,18 @@ fn snapshot() -> Snapshot {
             allocation: Allocation::Sequential,
             delta: Some(2),
             cross_traffic_per_s: Some(12.0),
+            cross_traffic_error_per_s: Some(3.0),
+            ports: None,
+            parity_kept: None,
+            port_offset: None,
+            paired: None,
             public: vec!["203.0.113.101:30001".parse().expect("an address")],
             mapping_lifetime_s: Some(19.0),
             keepalive_s: Some(14.25),
             port_mapping: PortMapping::None,
             second_priority: Some(true),
+            low_ttl: None,
+            confidence: Confidence::default(),
             observations: vec![Observation {
                 server: "198.51.100.7:4270".parse().expect("an address"),
                 local_port: 4275,

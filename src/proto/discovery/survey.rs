@@ -233,7 +233,7 @@ impl Survey {
         }
     }
 
-    fn first_round_trip(&self) -> Duration {
+    pub fn first_round_trip(&self) -> Duration {
         self.first_answer.map_or(GIVE_UP, |at| at.since(self.started))
     }
 
@@ -347,6 +347,15 @@ impl Survey {
 }
 
 impl Query {
+    /// How often it was asked in vain, not counting what was asked less than `patience` ago.
+    pub fn unanswered(&self, now: Instant, patience: Duration) -> u32 {
+        match self.outcome {
+            Outcome::Answered { .. } => 0,
+            Outcome::Silent => self.tries,
+            Outcome::Waiting => self.tries - u32::from(self.tries > 0 && now.since(self.last_sent) < patience),
+        }
+    }
+
     fn encode(&self) -> Vec<u8> {
         match self.target.protocol {
             Protocol::Stun => stun::request(&self.transaction),
