@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 0                   the daemon's own survey: main socket, and a scout that asks about the filter as well
-//! its answers + 0 …   six more sockets, one every 40 ms: what is alike from socket to socket, and what differs
-//!             + 240   where ports move: a watch, a question every 25 ms for a fifth of a second: others' rate
+//! its answers + 0 …   six more sockets, two every 60 ms: what is alike from socket to socket, and what differs
+//!             + 180   where ports move: a watch, a question every 25 ms for a fifth of a second: others' rate
 //! until               all answers are there, and what is not answered was asked twice: the filter is closed
 //! ```
 //!
@@ -18,8 +18,10 @@ use crate::proto::{Instant, SocketId};
 
 /// Sockets besides the daemon's two: with them eight ports were drawn, so that parity is seen by chance once in 256 times.
 const SOCKETS: u32 = 6;
-/// Between two: at 20 mappings a second of others there is one between, and a sequence's gap is still one to compare.
-const PAUSE: Duration = Duration::from_millis(40);
+/// Two at once show a sequence's step, others' traffic or not.
+const PAIR: u32 = 2;
+/// Between two pairs: long enough for others' traffic to show.
+const PAUSE: Duration = Duration::from_millis(60);
 /// How soon it is looked whether enough is known: a round trip's fraction.
 const TICK: Duration = Duration::from_millis(10);
 /// The client gives up on its questions long before; this is for a machine that was asleep in between.
@@ -34,13 +36,12 @@ pub struct Inquiry {
     next: Option<Instant>,
     /// As the main socket saw it: what peers will see of a member on that port.
     main: Option<Nat>,
-    watched: bool,
 }
 
 impl Inquiry {
     /// Of a client that was started just now.
     pub fn new(now: Instant, client: Client, main_port: u16) -> Self {
-        Self { client, began: now, main_port, opened: 0, next: None, main: None, watched: false }
+        Self { client, began: now, main_port, opened: 0, next: None, main: None }
     }
 
     pub fn client(&mut self) -> &mut Client {
@@ -62,19 +63,25 @@ impl Inquiry {
         let Some(next) = self.next else { return self.main.is_some() && self.client.is_settled(now) };
         if now >= next {
             self.next = Some(now + PAUSE);
-            let socket = SocketId(SocketId::FIRST_EXTRA.0 + 1 + self.opened);
             if self.opened < SOCKETS {
-                self.client.scout(now, socket);
+                for _ in 0..PAIR {
+                    let socket = self.new_socket();
+                    self.client.scout(now, socket);
+                }
             } else {
-                self.watched = self.client.moves();
-                if self.watched {
+                if self.client.moves() {
+                    let socket = self.new_socket();
                     self.client.watch(now, socket);
                 }
                 self.next = None;
             }
-            self.opened += 1;
         }
         false
+    }
+
+    fn new_socket(&mut self) -> SocketId {
+        self.opened += 1;
+        SocketId(SocketId::FIRST_EXTRA.0 + self.opened)
     }
 
     pub fn poll_timeout(&self, now: Instant) -> Instant {

@@ -177,7 +177,12 @@ fn public(nat: &Nat) -> String {
     if nat.public.is_empty() {
         return "unknown: no discovery server answered".to_owned();
     }
-    let all = nat.public.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut last = None;
+    let shortened = nat.public.iter().map(|public| {
+        let same = last.replace(public.ip()) == Some(public.ip());
+        if same { format!(":{}", public.port()) } else { public.to_string() }
+    });
+    let all = shortened.collect::<Vec<_>>().join(", ");
     match nat.paired {
         Some(true) => format!("{all}; one address for all mappings"),
         Some(false) => format!("{all}; another address of a pool now and then"),
@@ -238,7 +243,10 @@ fn far(offset: i32) -> String {
 /// The ports that the NAT gives out; where that is no block, those that were seen, so that one can judge.
 fn range_words(nat: &Nat) -> Option<String> {
     match (nat.allocation, nat.ports) {
-        (Allocation::Random, Some((low, high))) => Some(format!("from the block {low} to {high}")),
+        (Allocation::Random, Some((low, high))) => {
+            let length = u32::from(high.saturating_sub(low)) + 1;
+            Some(format!("from a block of {length}, about {low} to {high}"))
+        }
         (_, Some((low, high))) => Some(format!("from {low} to {high}, then anew")),
         (Allocation::Random, None) => {
             let seen = || nat.observations.iter().filter_map(|seen| seen.public).map(|public| public.port());

@@ -215,8 +215,9 @@ fn step(looks: &[&Observation], mapping: Mapping) -> Step {
     if let Some(step) = common_step(&gaps) {
         return if few && step.unsigned_abs() > LARGEST_STEP_OF_ONE_GAP { Step::Irregular } else { Step::Of(step) };
     }
-    if gaps.len() > 2 {
-        // One gap may be the sequence's start anew at the other end of its range: it says nothing, where the others agree.
+    // One gap in eight may be the sequence's start anew at the other end of its range, or follow a mapping of an earlier run: it
+    // says nothing, where the others agree.
+    for _ in 0..(gaps.len() / 8).max(usize::from(gaps.len() > 2)) {
         let widest = (0..gaps.len()).max_by_key(|i| gaps[*i].way.abs()).unwrap_or(0);
         gaps.remove(widest);
         if let Some(step) = common_step(&gaps) {
@@ -313,11 +314,16 @@ pub fn block(ports: &[u16]) -> Option<(u16, u16)> {
     Some((u16::try_from(start).ok()?, u16::try_from((start + length - 1).min(u32::from(u16::MAX))).ok()?))
 }
 
-/// How often as many ports of the whole range lie as near together. `None`: they are too few to say anything.
-fn together_by_chance(ports: &[u16]) -> Option<f64> {
+fn different(ports: &[u16]) -> Vec<u16> {
     let mut different = ports.to_vec();
     different.sort_unstable();
     different.dedup();
+    different
+}
+
+/// How often as many ports of the whole range lie as near together. `None`: they are too few to say anything.
+fn together_by_chance(ports: &[u16]) -> Option<f64> {
+    let different = different(ports);
     if different.len() < FEWEST_FOR_A_BLOCK {
         return None;
     }

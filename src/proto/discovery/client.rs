@@ -572,9 +572,9 @@ impl Client {
         }
         let mut became_ready = false;
         for survey in self.main.iter_mut().chain(&mut self.filter).chain(&mut self.scouts) {
-            let before = survey.is_ready(now);
+            let before = survey.is_over();
             self.transmits.extend(survey.handle_timeout(now, &mut self.made));
-            became_ready |= !before && survey.is_ready(now);
+            became_ready |= !before && survey.is_over();
         }
         if became_ready {
             self.read(now);

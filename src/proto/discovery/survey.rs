@@ -207,6 +207,11 @@ impl Survey {
         self.ready_at().is_none_or(|at| now >= at)
     }
 
+    /// Whether it was ready when it was last looked at.
+    pub fn is_over(&self) -> bool {
+        self.waited
+    }
+
     /// When it will be ready even if nothing more comes; `None`: it is.
     pub fn ready_at(&self) -> Option<Instant> {
         // Only the questions about the mapping are waited for; those about the filter may well never be answered.

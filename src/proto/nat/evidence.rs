@@ -13,7 +13,7 @@
 //! | preserving   | k sockets that kept their port  | any port of a block of 512                        | 512⁻ᵏ                            |
 //! | step         | k gaps, at most m steps each    | any port of a block of 512                        | 2 × step × (m/512)ᵏ              |
 //! | step         | k gaps that share it            | half the step, and others' mappings odd each time | 2⁻ᵏ                              |
-//! | random       | k gaps that fit no step         | a sequence; one gap in ten is odd                 | 10¹⁻ᵏ                            |
+//! | random       | k of n gaps fit no one step     | a sequence; one gap in ten is odd                 | 10⁻ᵏ × (n over k)                |
 //! | block        | n ports, the furthest s apart   | any port of all                                   | n (s/64,512)ⁿ⁻¹                  |
 //! | parity       | n ports as even as the local    | any port                                          | 2⁻ⁿ                              |
 //! | offset       | k more sockets as far off       | any port of a block of 512                        | 512⁻ᵏ                            |
@@ -27,7 +27,7 @@
 
 use std::net::IpAddr;
 
-use super::{Allocation, Filtering, Mapping, Observation, STEPS_ASIDE, Step};
+use super::{Allocation, Filtering, Gap, Mapping, Observation, STEPS_ASIDE, Step};
 
 /// The chance that it is so, and how many observations say so.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -154,8 +154,13 @@ pub fn of_allocation(allocation: Allocation, mapping: Mapping, looks: &[Observat
             Some(Sure { chance: both, looks: counts.looks })
         }
         Allocation::Random => {
-            let gaps = super::gaps(&super::moved(looks), mapping).len();
-            Some(if gaps == 0 { Sure::guess(0) } else { Sure::unless(power(ODD_GAP, gaps - 1), gaps) })
+            let gaps = super::gaps(&super::moved(looks), mapping);
+            // The sequence that explains most.
+            let sizes = gaps.iter().flat_map(|gap| [1, gap.way.abs(), -1, -gap.way.abs()]);
+            let steps = sizes.filter(|step| (1..=super::LARGEST_STEP).contains(&step.unsigned_abs()));
+            let fit = steps.map(|step| gaps.iter().filter(|gap| fits(gap, step)).count()).max().unwrap_or(0);
+            let odd = gaps.len() - fit;
+            Some(if odd == 0 { Sure::guess(0) } else { Sure::unless(power(ODD_GAP, odd) * ways(gaps.len(), odd), odd) })
         }
     }
 }
@@ -163,12 +168,10 @@ pub fn of_allocation(allocation: Allocation, mapping: Mapping, looks: &[Observat
 fn of_step(step: i32, mapping: Mapping, looks: &[Observation]) -> Sure {
     let gaps = super::gaps(&super::moved(looks), mapping);
     let size = step.unsigned_abs().max(1);
-    let aside = if size >= STEPS_ASIDE { size / STEPS_ASIDE } else { 0 };
     let (mut other, mut fit) = (2.0 * f64::from(size), 0);
     for gap in &gaps {
-        let (steps, rest) = (gap.way.unsigned_abs() / size, gap.way.unsigned_abs() % size);
-        if gap.way.signum() == step.signum() && (1..=gap.most).contains(&steps) && rest <= aside {
-            other *= (f64::from(gap.most * (aside + 1)) * HIT).min(1.0);
+        if fits(gap, step) {
+            other *= (f64::from(gap.most * (aside(size) + 1)) * HIT).min(1.0);
             fit += 1;
         }
     }
@@ -176,9 +179,25 @@ fn of_step(step: i32, mapping: Mapping, looks: &[Observation]) -> Sure {
         return Sure::guess(0);
     }
     // Any of the gaps might have been the ones that don't fit.
-    let chosen = (0..gaps.len() - fit).fold(1.0, |ways, nth| ways * (gaps.len() - nth) as f64 / (nth + 1) as f64);
+    let chosen = ways(gaps.len(), gaps.len() - fit);
     let half = if size == 1 { 0.0 } else { power(0.5, fit) };
     Sure::unless((other * chosen).max(half), fit)
+}
+
+/// Whether a counter of that step may have gone so far, others' mappings between.
+fn fits(gap: &Gap, step: i32) -> bool {
+    let (size, way) = (step.unsigned_abs().max(1), gap.way.unsigned_abs());
+    gap.way.signum() == step.signum() && (1..=gap.most).contains(&(way / size)) && way % size <= aside(size)
+}
+
+/// How far a counter of large steps may step aside for a port that is taken.
+fn aside(size: u32) -> u32 {
+    if size >= STEPS_ASIDE { size / STEPS_ASIDE } else { 0 }
+}
+
+/// In how many ways so many can be chosen.
+fn ways(of: usize, chosen: usize) -> f64 {
+    (0..chosen).fold(1.0, |ways, nth| ways * (of - nth) as f64 / (nth + 1) as f64)
 }
 
 /// What a NAT that gives each socket one port for everybody allocates, from new sockets' ports in order: [`super::Nat::classify`]
@@ -210,7 +229,7 @@ fn firsts(looks: &[Observation]) -> Vec<&Observation> {
 
 /// How sure it is that the NAT's ports come from one block.
 pub fn of_block(ports: &[u16]) -> Option<Sure> {
-    super::together_by_chance(ports).map(|other| Sure::unless(other, ports.len()))
+    super::together_by_chance(ports).map(|other| Sure::unless(other, super::different(ports).len()))
 }
 
 /// Whether public ports are even where local ones are, though the number is not kept (RFC 4787 section 4.2.2). `None`: every

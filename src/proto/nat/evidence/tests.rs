@@ -131,10 +131,12 @@ impl Model {
         const SERVERS: [&str; 4] = ["192.0.2.1:4270", "192.0.2.1:4271", "192.0.2.2:4270", "192.0.2.2:4271"];
         let main: Vec<_> = SERVERS.iter().map(|server| self.ask(MAIN, server)).collect();
         let mut all = main.clone();
-        for scout in 0..7 {
+        for scout in 0..7u32 {
             let local = 16_384 + (self.rng.next_u32() % 16_384) as u16;
             all.extend(SERVERS.iter().skip(usize::from(scout == 0)).map(|server| self.ask(local, server)));
-            self.wait(Duration::from_millis(40));
+            if scout % 2 == 0 {
+                self.wait(Duration::from_millis(60));
+            }
         }
         (main, all)
     }
