@@ -138,6 +138,7 @@ pub struct Lookout {
     pub listen_port: u16,
     pub servers: Vec<Discovery>,
     pub port_mapping: Vec<Mapper>,
+    pub punch: Punch,
 }
 
 impl Mesh {

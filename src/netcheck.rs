@@ -5,6 +5,7 @@
 //! daemon has that port, from any. Meanwhile the router is asked to map *another* local port, because a mapping of the asking
 //! one would hide the very behaviour that is looked for. That mapping is removed again.
 
+mod inquiry;
 mod mapping;
 mod words;
 
@@ -19,14 +20,18 @@ use futures_util::future::join_all;
 use crate::config::Lookout;
 use crate::io::udp::{Datagram, RecvBatch, Sockets};
 use crate::io::{clock, links, resolve};
+use crate::proto::config::Punch;
 use crate::proto::discovery::client::Client;
+use crate::proto::message_control::Report;
+use crate::proto::plan::prospect::{Kind, prospect};
 use crate::proto::snapshot::Nat;
-use crate::proto::{Action, SocketId, Transmit};
+use crate::proto::{Action, Instant, SocketId, Transmit};
 
+use inquiry::Inquiry;
 use mapping::Mapping;
 
-/// The client gives up on its questions long before; this is for a machine that was asleep in between.
-const LONGEST: Duration = Duration::from_secs(30);
+/// Who waits longer than this is told for what.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Payload of an Ethernet frame: no answer is longer.
 const ETHERNET: usize = 1500;
 /// Sixteen questions are under way at most.
@@ -38,12 +43,13 @@ pub struct Findings {
     /// The `nat` object of `status --json`, with the observations behind it.
     pub nat: Nat,
     mapping: Mapping,
+    prospects: Vec<words::Prospect>,
 }
 
 impl fmt::Display for Findings {
-    /// In plain words: each property in one line, its observations below.
+    /// In plain words: each property in one line, with how sure it is; what was seen; and what it means for calls.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&words::report(&self.nat, &self.mapping.words))
+        f.write_str(&words::report(&self.nat, &self.mapping.words, &self.prospects))
     }
 }
 
@@ -52,12 +58,33 @@ impl fmt::Display for Findings {
 /// # Errors
 /// One sentence for the user: no socket can be had.
 pub async fn run(lookout: Lookout) -> Result<Findings> {
-    let (nat, mapping) = tokio::join!(discover(&lookout), mapping::probe(&lookout.port_mapping));
-    Ok(Findings { nat: Nat { port_mapping: mapping.by, ..nat? }, mapping })
+    let router = told("the router, whether it maps ports", mapping::probe(&lookout.port_mapping));
+    let (found, mapping) = tokio::join!(told("the discovery servers", discover(&lookout)), router);
+    let (inquiry, now) = found?;
+    let nat = Nat { port_mapping: mapping.by, ..inquiry.nat(now) };
+    let prospects = prospects(&inquiry.report(now, mapping.external), &lookout.punch);
+    Ok(Findings { nat, mapping, prospects })
 }
 
-/// The survey of the core's discovery client, carried out.
-async fn discover(lookout: &Lookout) -> Result<Nat> {
+/// Says what it is that takes so long.
+async fn told<T>(whom: &str, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    match tokio::time::timeout(PATIENCE, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            eprintln!("Waiting for {whom} …");
+            work.await
+        }
+    }
+}
+
+/// What a call would come to, for each kind of peer.
+fn prospects(ours: &Report, punch: &Punch) -> Vec<words::Prospect> {
+    Kind::ALL.iter().filter_map(|kind| Some((*kind, prospect(ours, *kind, punch)?))).collect()
+}
+
+/// The inquiry, carried out to its end, and when that was.
+async fn discover(lookout: &Lookout) -> Result<(Inquiry, Instant)> {
     let (mut sockets, port) = bind(lookout.listen_port)?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| anyhow!("the system has no randomness: {error}"))?;
@@ -68,24 +95,24 @@ async fn discover(lookout: &Lookout) -> Result<Nat> {
     let own: Vec<IpAddr> = links::own_addresses("").await.unwrap_or_default().iter().map(|net| net.addr()).collect();
     let start = clock::now();
     client.start(start, port, &own, SocketId::FIRST_EXTRA);
+    let mut inquiry = Inquiry::new(start, client, port);
     let mut batch = RecvBatch::new(BATCH, ETHERNET);
     loop {
         let now = clock::now();
-        client.handle_timeout(now);
-        carry_out(&mut client, &mut sockets).await;
-        if client.is_finished() || now.since(start) > LONGEST {
-            return Ok(client.nat(now));
+        let done = inquiry.advance(now);
+        carry_out(inquiry.client(), &mut sockets).await;
+        if done {
+            return Ok((inquiry, now));
         }
-        let due = client.poll_timeout().unwrap_or(start + LONGEST);
         tokio::select! {
             readable = sockets.readable() => readable.context("the sockets can't be waited for")?,
-            () = tokio::time::sleep(clock::until(due).min(LONGEST)) => {}
+            () = tokio::time::sleep(clock::until(inquiry.poll_timeout(now))) => {}
         }
         let now = clock::now();
         sockets.recv_batch(&mut batch);
         for (_, packet) in batch.iter_mut() {
             // What answers none of our questions is anybody's.
-            let _ = client.handle_datagram(now, packet.bytes());
+            let _ = inquiry.client().handle_datagram(now, packet.bytes());
         }
     }
 }
@@ -130,7 +157,7 @@ async fn carry_out(client: &mut Client, sockets: &mut Sockets) {
         match action {
             Action::OpenSocket { id, port } => {
                 if let Err(error) = sockets.open(id, port) {
-                    eprintln!("No socket for the filtering test: {error}.");
+                    eprintln!("No further socket to ask from: {error}.");
                 }
             }
             Action::CloseSocket { id } => sockets.close(id),

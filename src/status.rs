@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::proto::snapshot::{Allocation, Behaviour, Cipher, Method, Nat, Peer, PortMapping, Snapshot, State};
+use crate::proto::snapshot::{Allocation, Behaviour, Cipher, Method, Nat, Peer, PortMapping, Punch, Snapshot, State};
 
 /// Whether to colour, and to break JSON into lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +66,7 @@ pub fn text(snapshot: &Snapshot, now: SystemTime, style: Style) -> String {
     page.field("listening port", snapshot.listen_port);
     page.field("mtu", snapshot.mtu);
     page.nat(&snapshot.nat);
+    page.punch(&snapshot.punch);
     for server in &snapshot.rendezvous {
         let state = if server.connected { "connected" } else { "not connected" };
         let rtt = server.rtt_ms.map(|ms| format!(", {}", milliseconds(ms))).unwrap_or_default();
@@ -192,6 +193,15 @@ impl Page {
         self.field("port mapping", mapping);
     }
 
+    fn punch(&mut self, punch: &Punch) {
+        let (probes, rate, timeout) = (punch.probes, punch.rate, punch.timeout_s);
+        let entries = count(punch.entries.into(), "nat entry");
+        let sockets = count(punch.sockets.into(), "socket");
+        let limits = format!("{probes} probes ({rate} a second), {entries}, {sockets}, {timeout:.0} s");
+        let (now, most) = (punch.hard_calls_now, punch.hard_calls);
+        self.field("punch", format!("a call may use {limits}; hard calls now: {now} of {most}"));
+    }
+
     fn peer(&mut self, peer: &Peer, now: SystemTime) {
         self.line("");
         self.title("peer", &peer.name, Some(peer.state));
@@ -201,13 +211,13 @@ impl Page {
         }
         if let Some(method) = peer.method {
             let took = peer.connect_ms.map(|ms| format!(" in {ms} ms")).unwrap_or_default();
-            let effort = match (peer.probes_sent, peer.sockets_used) {
-                (0, _) => String::new(),
-                (probes, sockets) => {
-                    format!(" with {} from {}", count(probes, "probe"), count(sockets.into(), "socket"))
-                }
+            let effort = match peer.probes_sent {
+                0 => String::new(),
+                _ => format!(" with {}", effort(peer)),
             };
             self.field("found by", format!("{}{took}{effort}", method_name(method)));
+        } else if peer.probes_sent > 0 {
+            self.field("tried", effort(peer));
         }
         if let Some(why) = &peer.why {
             self.field("why", why);
@@ -266,8 +276,20 @@ fn method_name(method: Method) -> &'static str {
     }
 }
 
+fn effort(peer: &Peer) -> String {
+    let entries = match peer.entries_used {
+        0 => String::new(),
+        entries => format!(", {}", count(entries.into(), "nat entry")),
+    };
+    format!("{} from {}{entries}", count(peer.probes_sent, "probe"), count(peer.sockets_used.into(), "socket"))
+}
+
 fn count(number: u64, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+    match (number, what.strip_suffix('y')) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {what}s"),
+    }
 }
 
 /// As `wg` counts: powers of 1024.

@@ -7,7 +7,9 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use p2ptund::control::{Request, Server};
-use p2ptund::proto::snapshot::{Allocation, Behaviour, Method, Nat, Peer, PortMapping, Snapshot, State};
+use p2ptund::proto::snapshot::{
+    Allocation, Behaviour, Confidence, Method, Nat, Peer, PortMapping, Punch, Snapshot, State,
+};
 
 fn peer(name: &str, state: State) -> Peer {
     let connected = state == State::Connected;
@@ -23,6 +25,7 @@ fn peer(name: &str, state: State) -> Peer {
         connect_ms: connected.then_some(340),
         probes_sent: 1,
         sockets_used: 1,
+        entries_used: 4,
         tx_bytes: 0,
         rx_bytes: 0,
         last_handshake: None,
@@ -43,12 +46,29 @@ fn snapshot() -> Snapshot {
             allocation: Allocation::Sequential,
             delta: Some(1),
             cross_traffic_per_s: None,
+            cross_traffic_error_per_s: None,
+            ports: None,
+            parity_kept: None,
+            port_offset: None,
+            paired: None,
             public: Vec::new(),
             mapping_lifetime_s: None,
             keepalive_s: None,
             port_mapping: PortMapping::None,
             second_priority: None,
+            low_ttl: None,
+            confidence: Confidence::default(),
             observations: Vec::new(),
+        },
+        punch: Punch {
+            window: (-16, 32),
+            sockets: 256,
+            probes: 2048,
+            entries: 1280,
+            rate: 1000,
+            timeout_s: 10.0,
+            hard_calls: 1,
+            hard_calls_now: 0,
         },
         rendezvous: Vec::new(),
         peers: vec![peer("berlin", State::Connected), peer("paris", State::Failed)],

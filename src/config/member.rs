@@ -83,7 +83,8 @@ pub(super) fn read_lookout(_: &Source, root: &Spanned<DeTable<'_>>, log: &mut Lo
     if servers.is_empty() {
         log.absent(root.at, "there is no discovery server to ask", FEWER_THAN_TWO);
     }
-    Some(Lookout { listen_port, servers, port_mapping })
+    let punch = punch(&root, log);
+    Some(Lookout { listen_port, servers, port_mapping, punch })
 }
 
 pub(super) fn summary(mesh: &Mesh) -> String {

@@ -2,7 +2,7 @@
 //!
 //! The port asked for is a low one, as a member's is: routers, and firewalls of others, treat the dynamic ones differently.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::config::Mapper;
@@ -10,8 +10,8 @@ use crate::daemon::protocols;
 use crate::io::portmap::{Options, PortMapper};
 use crate::proto::snapshot::PortMapping;
 
-/// A healthy router has answered by then: a UPnP device may take MX, 1 s, and is searched for again after 1.5 s.
-const SEARCH: Duration = Duration::from_secs(4);
+/// A healthy router has answered by then: a UPnP device may take MX, 1 s.
+const SEARCH: Duration = Duration::from_secs(2);
 /// One that has answered may take so much longer to map.
 const WAIT: Duration = Duration::from_secs(12);
 /// What can't be removed, because the router is too slow for that, ends soon.
@@ -23,12 +23,14 @@ const TRIES: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Mapping {
     pub by: PortMapping,
+    /// What it came to be.
+    pub external: Option<SocketAddr>,
     pub words: String,
 }
 
 /// Maps a port that nobody uses by the first of `enabled` that works, and removes the mapping again.
 pub async fn probe(enabled: &[Mapper]) -> Mapping {
-    let none = |words: String| Mapping { by: PortMapping::None, words };
+    let none = |words: String| Mapping { by: PortMapping::None, external: None, words };
     if enabled.is_empty() {
         return none("not asked for, because the config says `port_mapping = []`".to_owned());
     }
@@ -40,7 +42,6 @@ pub async fn probe(enabled: &[Mapper]) -> Mapping {
     let Ok(port) = socket.local_addr().map(|address| address.port()) else {
         return none("not asked for: the socket has no port".to_owned());
     };
-    eprintln!("Asking the router for a port mapping …");
     let options = Options { enabled: protocols(enabled), local_port: port, lease: LEASE, ..Options::default() };
     let mut mapper = PortMapper::start_with(options);
     let mut mapped = tokio::time::timeout(SEARCH, mapper.changed()).await.ok().flatten();
@@ -55,6 +56,7 @@ pub async fn probe(enabled: &[Mapper]) -> Mapping {
             let by = name(mapped.by);
             Mapping {
                 by: mapped.by,
+                external: Some(mapped.external),
                 words: format!("{by}: UDP port {port} came to be {equal}, {}; it was removed again", mapped.external),
             }
         }

@@ -1,63 +1,193 @@
-//! What netcheck found, in plain words: each property in one sentence, below it the observations that it was read from.
+//! What netcheck found, in plain words: a line for each property, with how sure it is and from how many observations; a line for each
+//! socket, with what the servers saw of it; and what all that means for calls.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use crate::proto::snapshot::{Allocation, Behaviour, Nat, Observation, PortMapping};
+use crate::proto::plan::prospect::Kind;
+use crate::proto::plan::{Outlook, Strategy};
+use crate::proto::snapshot::{Allocation, Behaviour, Nat, Observation, PortMapping, Sure};
+
+/// What a call to a peer of that kind would come to.
+pub type Prospect = (Kind, (Strategy, Outlook));
 
 /// The whole report. `mapping` says what became of asking the router for a mapping.
-pub fn report(nat: &Nat, mapping: &str) -> String {
-    let mut text = String::new();
-    let mapping_seen: Vec<&Observation> = nat.observations.iter().filter(|seen| !is_filtering(seen)).collect();
-    let filtering_seen: Vec<&Observation> = nat.observations.iter().filter(|seen| is_filtering(seen)).collect();
-
-    section(&mut text, "Public address", &public(nat));
-    section(&mut text, "Mapping", mapping_words(nat));
-    for seen in &mapping_seen {
-        observation(&mut text, seen);
+pub fn report(nat: &Nat, mapping: &str, prospects: &[Prospect]) -> String {
+    let sure = &nat.confidence;
+    let mut page = Page::default();
+    page.line("Public address", &public(nat), sure.paired);
+    page.line("Mapping", mapping_words(nat), sure.mapping);
+    page.line("Ports", &allocation_words(nat), sure.allocation);
+    if let Some(offset) = nat.port_offset {
+        page.line("", &format!("{}: it follows the local port", far(offset)), sure.port_offset);
     }
-    section(&mut text, "Ports", &allocation_words(nat));
-    section(&mut text, "Filtering", filtering_words(nat));
-    for seen in &filtering_seen {
-        observation(&mut text, seen);
+    if let Some(range) = range_words(nat) {
+        page.line("", &range, sure.ports);
     }
-    section(&mut text, "Port mapping", mapping);
-    section(&mut text, "So", outlook(nat));
-    text
+    match nat.parity_kept {
+        Some(true) => page.line("", "parity is kept: even for even local ports, odd for odd ones", sure.parity_kept),
+        Some(false) => page.line("", "parity is not kept", sure.parity_kept),
+        None => {}
+    }
+    if let Some(rate) = nat.cross_traffic_per_s {
+        let error = nat.cross_traffic_error_per_s.map(|error| format!(" ± {error:.1}")).unwrap_or_default();
+        page.line("", &format!("other users of the NAT take {rate:.1}{error} of them a second"), None);
+    }
+    page.line("Filtering", filtering_words(nat), sure.filtering);
+    page.line("Port mapping", mapping, None);
+    page.seen(&nat.observations);
+    page.outlook(nat, prospects);
+    page.text
 }
 
 /// How the purposes of the observations begin that filtering was read from.
 const FILTERING: &str = "filtering";
 /// Width of the longest heading, "Public address", and its colon.
 const HEADING: usize = 15;
+/// Less than this is called a guess, and more than that is called certain.
+const LIKELY: f64 = 0.9;
+const CERTAIN: f64 = 0.9995;
 
-fn section(text: &mut String, heading: &str, words: &str) {
-    let heading = format!("{heading}:");
-    // Writing into a String can't fail.
-    let _ = writeln!(text, "{heading:HEADING$} {words}");
+#[derive(Default)]
+struct Page {
+    text: String,
 }
 
-fn observation(text: &mut String, seen: &Observation) {
-    let answer = match (seen.public, seen.rtt_ms) {
-        (Some(public), Some(rtt)) => format!("saw {public} after {rtt:.1} ms"),
-        (Some(public), None) => format!("saw {public}"),
-        (None, _) => "no answer".to_owned(),
+impl Page {
+    fn line(&mut self, heading: &str, words: &str, sure: Option<Sure>) {
+        let heading = if heading.is_empty() { String::new() } else { format!("{heading}:") };
+        let sure = sure.map(|sure| format!(" [{}]", how_sure(sure))).unwrap_or_default();
+        // Writing into a String can't fail.
+        let _ = writeln!(self.text, "{heading:HEADING$} {words}{sure}");
+    }
+
+    /// What the servers saw, a line for each socket.
+    fn seen(&mut self, observations: &[Observation]) {
+        let mut sockets: Vec<u16> = Vec::new();
+        for seen in observations {
+            if !sockets.contains(&seen.local_port) {
+                sockets.push(seen.local_port);
+            }
+        }
+        for (nth, socket) in sockets.into_iter().enumerate() {
+            let mut last = None;
+            let of_socket = observations.iter().filter(|seen| seen.local_port == socket);
+            let answers: Vec<String> = of_socket.map(|seen| answer(seen, &mut last)).collect();
+            let heading = if nth == 0 { "Seen" } else { "" };
+            self.line(heading, &format!("from {socket}: {}", answers.join(", ")), None);
+        }
+    }
+
+    /// What this means for calls, a line for each outcome.
+    fn outlook(&mut self, nat: &Nat, prospects: &[Prospect]) {
+        if prospects.is_empty() || (nat.mapping == Behaviour::Unknown && nat.port_mapping == PortMapping::None) {
+            return self.line(
+                "So",
+                "too little is known; check that UDP to the discovery servers is allowed out",
+                None,
+            );
+        }
+        let outcomes = prospects.iter().map(|(_, (_, outlook))| *outlook);
+        let mut heading = "So";
+        let mut told: Vec<Outlook> = Vec::new();
+        for outcome in outcomes {
+            if told.contains(&outcome) {
+                continue;
+            }
+            told.push(outcome);
+            let peers = prospects.iter().filter(|(_, (_, outlook))| *outlook == outcome);
+            let names: Vec<_> = peers.map(|(kind, (strategy, _))| peer(*kind, *strategy, outcome)).collect();
+            let names = listed(&names);
+            let words = match outcome {
+                Outlook::Good => format!("a direct path is found to peers behind {names}"),
+                Outlook::NeedsProbes(probes) => {
+                    format!("behind {names}: with `probes = {probes}` in [punch] at both sides")
+                }
+                Outlook::Poor(why) => format!(
+                    "behind {names}: hardly ever, as {why}; a port mapped on either router, or IPv6 at both sides, is what helps"
+                ),
+            };
+            self.line(heading, &words, None);
+            heading = "";
+        }
+    }
+}
+
+/// "a, b and c".
+fn listed(names: &[String]) -> String {
+    match names {
+        [names @ .., last] if !names.is_empty() => format!("{} and {last}", names.join(", ")),
+        names => names.concat(),
+    }
+}
+
+fn peer(kind: Kind, strategy: Strategy, outlook: Outlook) -> String {
+    let name = match kind {
+        Kind::Open => "no NAT",
+        Kind::Cone => "a cone NAT",
+        Kind::Counting => "one that counts its ports",
+        Kind::RandomByAddress => "one with a random port for each address",
+        Kind::Random => "one with a random port for each destination",
+    };
+    let how = match strategy {
+        _ if outlook != Outlook::Good => "",
+        Strategy::Scatter | Strategy::Grid | Strategy::Cells => " (with many probes)",
+        Strategy::Direct | Strategy::Wait | Strategy::Hold | Strategy::Sweep | Strategy::Window => "",
+    };
+    format!("{name}{how}")
+}
+
+/// "certain, 20 looks".
+fn how_sure(sure: Sure) -> String {
+    let looks = match sure.observations {
+        1 => "1 look".to_owned(),
+        looks => format!("{looks} looks"),
+    };
+    let percent = sure.chance * 100.0;
+    match sure.chance {
+        chance if chance >= CERTAIN => format!("certain, {looks}"),
+        chance if chance >= 0.99 => format!("{percent:.1} % sure, {looks}"),
+        chance if chance >= LIKELY => format!("{percent:.0} % sure, {looks}"),
+        _ => format!("a guess, {looks}"),
+    }
+}
+
+/// One answer: its server, shortened where the one before was at the same address, and the public port.
+fn answer(seen: &Observation, last: &mut Option<(IpAddr, IpAddr)>) -> String {
+    let known = *last;
+    let server = match known {
+        Some((ip, _)) if ip == seen.server.ip() => format!(":{}", seen.server.port()),
+        _ => seen.server.to_string(),
     };
     let purpose = match seen.purpose.strip_prefix(FILTERING) {
         Some(purpose) => format!(" ({})", purpose.trim_start_matches([':', ' '])),
         None => String::new(),
     };
-    let _ = writeln!(text, "{:HEADING$}   {} from local port {}{purpose}: {answer}", "", seen.server, seen.local_port);
-}
-
-fn is_filtering(seen: &Observation) -> bool {
-    seen.purpose.starts_with(FILTERING)
+    let public = match (seen.public, known) {
+        (Some(public), Some((_, ip))) if ip == public.ip() => format!(":{}", public.port()),
+        (Some(public), _) => public.to_string(),
+        (None, _) => "no answer".to_owned(),
+    };
+    let shown = seen.public.map(|public| public.ip()).or(known.map(|(_, ip)| ip));
+    *last = shown.map(|shown| (seen.server.ip(), shown));
+    format!("{server}{purpose} → {public}")
 }
 
 fn public(nat: &Nat) -> String {
     if nat.public.is_empty() {
         return "unknown: no discovery server answered".to_owned();
     }
-    nat.public.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let mut last = None;
+    let shortened = nat.public.iter().map(|public| {
+        let same = last.replace(public.ip()) == Some(public.ip());
+        if same { format!(":{}", public.port()) } else { public.to_string() }
+    });
+    let all = shortened.collect::<Vec<_>>().join(", ");
+    match nat.paired {
+        Some(true) => format!("{all}; one address for all mappings"),
+        Some(false) => format!("{all}; another address of a pool now and then"),
+        None => all,
+    }
 }
 
 fn mapping_words(nat: &Nat) -> &'static str {
@@ -96,109 +226,36 @@ fn allocation_words(nat: &Nat) -> String {
         }
         (Allocation::Sequential, None) => "sequential".to_owned(),
         (Allocation::Random, _) => "random: one port says nothing about the next".to_owned(),
+        (Allocation::Unknown, _) if nat.port_offset.is_some() => "neither kept, nor a sequence, nor random".to_owned(),
         (Allocation::Unknown, _) => "unknown".to_owned(),
     };
     if nat.second_priority == Some(true) {
         words.push_str("; only the first mapping of a local port keeps that port (the patent's FIG. 4A)");
     }
-    if let Some(rate) = nat.cross_traffic_per_s {
-        let _ = write!(words, "; other users of the NAT take about {rate:.1} ports a second");
-    }
     words
 }
 
-/// What this means for calls.
-fn outlook(nat: &Nat) -> &'static str {
-    let symmetric = matches!(nat.mapping, Behaviour::AddressDependent | Behaviour::AddressAndPortDependent);
-    match (nat.mapping, nat.allocation) {
-        _ if nat.port_mapping != PortMapping::None => "peers behind any NAT can reach the mapped port",
-        (Behaviour::None, _) => "peers behind any NAT can reach this machine, unless a firewall on it forbids UDP",
-        (Behaviour::EndpointIndependent, _) => "direct paths are found to peers behind nearly any NAT",
-        (_, Allocation::Random) if symmetric => {
-            "hard: paths are found to peers with no NAT, a cone NAT or a mapped port; \
-             between two NATs of this kind a mapped port or IPv6 on one side is what helps"
+fn far(offset: i32) -> String {
+    let way = if offset < 0 { "below" } else { "above" };
+    format!("the public port is {} {way} the local one", offset.unsigned_abs())
+}
+
+/// The ports that the NAT gives out; where that is no block, those that were seen, so that one can judge.
+fn range_words(nat: &Nat) -> Option<String> {
+    match (nat.allocation, nat.ports) {
+        (Allocation::Random, Some((low, high))) => {
+            let length = u32::from(high.saturating_sub(low)) + 1;
+            Some(format!("from a block of {length}, about {low} to {high}"))
         }
-        (_, Allocation::Sequential | Allocation::Preserving) if symmetric => {
-            "ports can be predicted, so direct paths are found to peers behind cone NATs and others of this kind"
+        (_, Some((low, high))) => Some(format!("from {low} to {high}, then anew")),
+        (Allocation::Random, None) => {
+            let seen = || nat.observations.iter().filter_map(|seen| seen.public).map(|public| public.port());
+            let (low, high) = (seen().min()?, seen().max()?);
+            Some(format!("from no block: {low} to {high} were seen"))
         }
-        _ => "too little is known; check that UDP to the discovery servers is allowed out",
+        _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nat() -> Nat {
-        Nat {
-            mapping: Behaviour::AddressAndPortDependent,
-            filtering: Behaviour::AddressAndPortDependent,
-            allocation: Allocation::Sequential,
-            delta: Some(2),
-            cross_traffic_per_s: Some(12.0),
-            public: vec!["203.0.113.101:30001".parse().expect("an address")],
-            mapping_lifetime_s: None,
-            keepalive_s: None,
-            port_mapping: PortMapping::None,
-            second_priority: Some(false),
-            observations: vec![
-                Observation {
-                    server: "198.51.100.7:4270".parse().expect("an address"),
-                    local_port: 4275,
-                    public: "203.0.113.101:30001".parse().ok(),
-                    rtt_ms: Some(12.34),
-                    purpose: "mapping".to_owned(),
-                },
-                Observation {
-                    server: "198.51.100.7:4271".parse().expect("an address"),
-                    local_port: 4275,
-                    public: None,
-                    rtt_ms: None,
-                    purpose: "filtering: an answer from another port".to_owned(),
-                },
-            ],
-        }
-    }
-
-    #[test]
-    fn every_property_has_its_line_and_its_observations_below() {
-        let text = report(&nat(), "no router answered");
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "Public address: 203.0.113.101:30001");
-        assert!(lines[1].starts_with("Mapping:        address-and-port-dependent (symmetric)"), "{text}");
-        assert_eq!(lines[2].trim(), "198.51.100.7:4270 from local port 4275: saw 203.0.113.101:30001 after 12.3 ms");
-        assert!(
-            lines[3].contains("is +2 from the last; other users of the NAT take about 12.0 ports a second"),
-            "{text}"
-        );
-        assert!(lines[4].starts_with("Filtering:      address-and-port-dependent"), "{text}");
-        assert_eq!(lines[5].trim(), "198.51.100.7:4271 from local port 4275 (an answer from another port): no answer");
-        assert_eq!(lines[6], "Port mapping:   no router answered");
-        assert!(lines[7].contains("can be predicted"), "{text}");
-    }
-
-    #[test]
-    fn what_helps_is_said_where_ports_are_random_and_not_where_a_port_is_mapped() {
-        let random = Nat { allocation: Allocation::Random, delta: None, ..nat() };
-        assert!(report(&random, "none").contains("IPv6 on one side is what helps"));
-        let mapped = Nat { port_mapping: PortMapping::Pcp, ..random };
-        assert!(report(&mapped, "pcp").contains("can reach the mapped port"));
-    }
-
-    #[test]
-    fn silence_of_all_servers_is_not_taken_for_a_finding() {
-        let silent = Nat {
-            mapping: Behaviour::Unknown,
-            filtering: Behaviour::Unknown,
-            allocation: Allocation::Unknown,
-            delta: None,
-            cross_traffic_per_s: None,
-            public: Vec::new(),
-            second_priority: None,
-            ..nat()
-        };
-        let text = report(&silent, "none");
-        assert!(text.contains("no discovery server answered"), "{text}");
-        assert!(text.contains("too little is known"), "{text}");
-    }
-}
+mod tests;

@@ -18,9 +18,10 @@ use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, R
 use super::nat::{Allocation, Made, Mapping};
 use super::noise::Identity;
 use super::path::Way;
+use super::plan;
 use super::punch::SocketIds;
 use super::rendezvous;
-use super::snapshot::PortMapping;
+use super::snapshot::{self, PortMapping};
 use super::time::{Instant, Wall, WallClock};
 use super::{Action, Event, Packet, SocketId, Transmit};
 
@@ -211,6 +212,21 @@ impl Local {
             self.hard_calls.insert(peer);
         }
         may
+    }
+
+    /// The limits of calls, and how many hard ones go on.
+    pub fn punch_snapshot(&self) -> snapshot::Punch {
+        let punch = &self.punch;
+        snapshot::Punch {
+            window: punch.window,
+            sockets: punch.sockets,
+            probes: punch.probes,
+            entries: punch.entries,
+            rate: punch.rate.unwrap_or_else(|| plan::rate(punch.probes)),
+            timeout_s: punch.timeout.as_secs_f64(),
+            hard_calls: punch.hard_calls,
+            hard_calls_now: u32::try_from(self.hard_calls.len()).unwrap_or(u32::MAX),
+        }
     }
 
     /// What we say of ourselves in a call that punches from `socket`, passed by `via`; with an unused socket where

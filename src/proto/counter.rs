@@ -41,6 +41,9 @@ const MAX_LOOKS: usize = 64;
 const OLDEST: Duration = Duration::from_secs(20);
 /// Two looks closer than this are one burst; a rate over less is noise.
 const SHORTEST: Duration = Duration::from_millis(15);
+/// Looks this close left in one go: what lies between two of them is no traffic, but may be a mapping of an earlier run, whose
+/// port says nothing of where the counter is.
+const BURST: Duration = Duration::from_millis(2);
 /// Steps that a look may be away from an end of the range: at 600 others a second, those of 25 ms.
 const NEAR_STEPS: u32 = 16;
 /// Ports that NATs give out lie here and above.
@@ -161,6 +164,10 @@ impl Counter {
         let (mut others, mut time) = (0.0, Duration::ZERO);
         let mut from = *first;
         for look in self.looks.iter().skip(1) {
+            if look.at.since(from.at) < BURST {
+                from = *look;
+                continue;
+            }
             if look.at.since(from.at) < SHORTEST && look.own != last.own {
                 continue;
             }
@@ -256,6 +263,12 @@ mod tests {
         let rate = counter(2, &[(0, 7000, 0), (500, 7014, 2)]).rate().expect("is known");
         assert_eq!(rate.per_s, 10.0);
         assert!((rate.error - 5f64.sqrt() / 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_mapping_of_an_earlier_run_is_no_traffic() {
+        let rate = counter(1, &[(0, 7000, 0), (0, 7100, 1), (40, 7101, 2), (80, 7102, 3)]).rate().expect("is known");
+        assert_eq!(rate.per_s, 0.0);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //!
 //! All of this orders what is tried; it never forbids anything, because a NAT may be misread.
 
+pub mod evidence;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -164,7 +166,19 @@ fn allocation(main: &[Observation], all: &[Observation], mapping: Mapping) -> Al
         }
         Mapping::AddressDependent | Mapping::AddressAndPortDependent => {}
     }
-    // One look a mapping: by address, the second port of a server shows the first one's mapping again.
+    match (step(&moved(all), mapping), preserved) {
+        (Step::Of(step), true) => Allocation::SecondPriority { step },
+        (Step::Of(step), false) => Allocation::Sequential { step },
+        // One masqueraded port tells no step; a step of one is what almost every such NAT takes.
+        (Step::TooFew, true) => Allocation::SecondPriority { step: 1 },
+        (Step::TooFew, false) => Allocation::Unknown,
+        (Step::Irregular, _) => Allocation::Random,
+    }
+}
+
+/// One look a mapping that did not keep its port, in order: by address, the second port of a server shows the first one's
+/// mapping again.
+fn moved(all: &[Observation]) -> Vec<&Observation> {
     let mut looks: Vec<&Observation> = all.iter().filter(|seen| !seen.is_kept()).collect();
     looks.sort_by_key(|seen| (seen.made.by_port, seen.sent));
     let mut seen: Vec<u16> = Vec::new();
@@ -173,14 +187,7 @@ fn allocation(main: &[Observation], all: &[Observation], mapping: Mapping) -> Al
         seen.push(look.public.port());
         news
     });
-    match (step(&looks, mapping), preserved) {
-        (Step::Of(step), true) => Allocation::SecondPriority { step },
-        (Step::Of(step), false) => Allocation::Sequential { step },
-        // One masqueraded port tells no step; a step of one is what almost every such NAT takes.
-        (Step::TooFew, true) => Allocation::SecondPriority { step: 1 },
-        (Step::TooFew, false) => Allocation::Unknown,
-        (Step::Irregular, _) => Allocation::Random,
-    }
+    looks
 }
 
 enum Step {
@@ -200,10 +207,7 @@ const LONGEST_GAP: Duration = Duration::from_millis(100);
 /// Sequential is what takes as many steps between two looks as there were mappings of ours, and a few of others. So a random
 /// port within a small block is not taken for a sequence that others use a lot: they would have had to be very quick.
 fn step(looks: &[&Observation], mapping: Mapping) -> Step {
-    // Over longer a counter may have gone around, or its NAT have been restarted.
-    let near = looks.windows(2).filter(|pair| pair[1].sent.since(pair[0].sent) <= LONGEST_GAP);
-    // Where others of ours came between, as a hold's shot does, some may have made no mapping after all.
-    let mut gaps: Vec<Gap> = near.filter_map(|pair| Gap::between(pair[0], pair[1], mapping)).collect();
+    let mut gaps = gaps(looks, mapping);
     if gaps.is_empty() {
         return Step::TooFew;
     }
@@ -211,8 +215,9 @@ fn step(looks: &[&Observation], mapping: Mapping) -> Step {
     if let Some(step) = common_step(&gaps) {
         return if few && step.unsigned_abs() > LARGEST_STEP_OF_ONE_GAP { Step::Irregular } else { Step::Of(step) };
     }
-    if gaps.len() > 2 {
-        // One gap may be the sequence's start anew at the other end of its range: it says nothing, where the others agree.
+    // One gap in eight may be the sequence's start anew at the other end of its range, or follow a mapping of an earlier run: it
+    // says nothing, where the others agree.
+    for _ in 0..(gaps.len() / 8).max(usize::from(gaps.len() > 2)) {
         let widest = (0..gaps.len()).max_by_key(|i| gaps[*i].way.abs()).unwrap_or(0);
         gaps.remove(widest);
         if let Some(step) = common_step(&gaps) {
@@ -220,6 +225,13 @@ fn step(looks: &[&Observation], mapping: Mapping) -> Step {
         }
     }
     Step::Irregular
+}
+
+fn gaps(looks: &[&Observation], mapping: Mapping) -> Vec<Gap> {
+    // Over longer a counter may have gone around, or its NAT have been restarted.
+    let near = looks.windows(2).filter(|pair| pair[1].sent.since(pair[0].sent) <= LONGEST_GAP);
+    // Where others of ours came between, as a hold's shot does, some may have made no mapping after all.
+    near.filter_map(|pair| Gap::between(pair[0], pair[1], mapping)).collect()
 }
 
 /// From one look to the next mapping of ours.
@@ -231,10 +243,7 @@ struct Gap {
 
 impl Gap {
     fn between(a: &Observation, b: &Observation, mapping: Mapping) -> Option<Self> {
-        let count = |seen: &Observation| match mapping {
-            Mapping::AddressDependent => seen.made.by_address,
-            _ => seen.made.by_port,
-        };
+        let count = |seen: &Observation| seen.made.counted(mapping, Allocation::Unknown);
         let time = b.sent.since(a.sent).as_secs_f64();
         let others = counter::BURST_SLACK as u32 + (counter::LARGEST_RATE * time) as u32;
         (count(b) <= count(a) + 1)
@@ -287,16 +296,8 @@ const WHOLE_RANGE: f64 = 64_512.0;
 /// range: as long as a power of two (RFC 7422 section 4.1, as carriers give them out) that holds them, and at the roundest place.
 pub fn block(ports: &[u16]) -> Option<(u16, u16)> {
     let (low, high) = (*ports.iter().min()?, *ports.iter().max()?);
-    let mut different = ports.to_vec();
-    different.sort_unstable();
-    different.dedup();
-    let count = i32::try_from(different.len()).ok()?;
-    if different.len() < FEWEST_FOR_A_BLOCK {
-        return None;
-    }
     let spread = u32::from(high - low) + 1;
-    let by_chance = f64::from(count) * (f64::from(spread) / WHOLE_RANGE).powi(count - 1);
-    if by_chance > BLOCK_BY_CHANCE {
+    if together_by_chance(ports)? > BLOCK_BY_CHANCE {
         return None;
     }
     let length = spread.next_power_of_two().max(64);
@@ -311,6 +312,24 @@ pub fn block(ports: &[u16]) -> Option<(u16, u16)> {
         near.into_iter().filter(|at| places.contains(at)).min_by_key(|at| at.abs_diff(middle))
     })?;
     Some((u16::try_from(start).ok()?, u16::try_from((start + length - 1).min(u32::from(u16::MAX))).ok()?))
+}
+
+fn different(ports: &[u16]) -> Vec<u16> {
+    let mut different = ports.to_vec();
+    different.sort_unstable();
+    different.dedup();
+    different
+}
+
+/// How often as many ports of the whole range lie as near together. `None`: they are too few to say anything.
+fn together_by_chance(ports: &[u16]) -> Option<f64> {
+    let different = different(ports);
+    if different.len() < FEWEST_FOR_A_BLOCK {
+        return None;
+    }
+    let count = i32::try_from(different.len()).ok()?;
+    let spread = f64::from(different.last()? - different.first()?) + 1.0;
+    Some(f64::from(count) * (spread / WHOLE_RANGE).powi(count - 1))
 }
 
 #[cfg(test)]

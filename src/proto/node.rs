@@ -653,6 +653,7 @@ impl Node {
         let mut nat = self.local.discovery.nat(now);
         nat.mapping_lifetime_s = self.local.lifetime.measured().map(|lived| lived.as_secs_f64());
         nat.keepalive_s = Some(self.local.lifetime.keepalive().as_secs_f64());
+        nat.low_ttl = Some(self.local.low_ttl);
         if let Some(mapped) = self.local.mapped {
             nat.port_mapping = mapped.by;
         }
@@ -667,6 +668,7 @@ impl Node {
             addresses: self.config.addresses.iter().map(ToString::to_string).collect(),
             mtu: self.config.mtu,
             nat,
+            punch: self.local.punch_snapshot(),
             rendezvous: self
                 .local
                 .servers

@@ -113,6 +113,7 @@ pub struct Peer {
     made_up: Instant,
     probes_sent: u64,
     sockets_used: u32,
+    entries_used: u32,
     /// When [`super::node::Node`] has it in its table of deadlines.
     pub scheduled: Option<Instant>,
 }
@@ -241,6 +242,7 @@ impl Peer {
             made_up: now,
             probes_sent: 0,
             sockets_used: 0,
+            entries_used: 0,
             scheduled: None,
         };
         if let Some(at) = &peer.config.endpoint
@@ -660,9 +662,12 @@ impl Peer {
             Call::Resting { .. } if self.wanted => snapshot::State::Calling,
             Call::Idle | Call::Resting { .. } => snapshot::State::Idle,
         };
-        let (probes, sockets) = match &self.call {
-            Call::Punching(punching) => (punching.punch.probes_sent(), punching.punch.sockets_used()),
-            _ => (0, 0),
+        let (probes, sockets, entries) = match &self.call {
+            Call::Punching(punching) => {
+                let punch = &punching.punch;
+                (punch.probes_sent(), punch.sockets_used(), punch.budget.entries())
+            }
+            _ => (0, 0, self.entries_used),
         };
         snapshot::Peer {
             name: self.config.name.clone(),
@@ -676,6 +681,7 @@ impl Peer {
             connect_ms: self.connect_time.and_then(|time| u64::try_from(time.as_millis()).ok()),
             probes_sent: self.probes_sent + probes,
             sockets_used: self.sockets_used.max(sockets),
+            entries_used: entries,
             tx_bytes,
             rx_bytes,
             last_handshake: self.tunnel.last_handshake().map(|at| local.clock.at(at).0.as_secs()),

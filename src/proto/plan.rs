@@ -29,6 +29,7 @@ pub mod cells;
 pub mod direct;
 pub mod grid;
 pub mod hold;
+pub mod prospect;
 pub mod scatter;
 pub mod sweep;
 pub mod window;

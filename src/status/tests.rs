@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::proto::snapshot::{Observation, Rendezvous};
+use crate::proto::snapshot::{Confidence, Observation, Rendezvous};
 
 fn snapshot() -> Snapshot {
     Snapshot {
@@ -16,11 +16,18 @@ fn snapshot() -> Snapshot {
             allocation: Allocation::Sequential,
             delta: Some(2),
             cross_traffic_per_s: Some(12.0),
+            cross_traffic_error_per_s: Some(3.0),
+            ports: None,
+            parity_kept: None,
+            port_offset: None,
+            paired: None,
             public: vec!["203.0.113.101:30001".parse().expect("an address")],
             mapping_lifetime_s: Some(19.0),
             keepalive_s: Some(14.25),
             port_mapping: PortMapping::None,
             second_priority: Some(true),
+            low_ttl: None,
+            confidence: Confidence::default(),
             observations: vec![Observation {
                 server: "198.51.100.7:4270".parse().expect("an address"),
                 local_port: 4275,
@@ -28,6 +35,16 @@ fn snapshot() -> Snapshot {
                 rtt_ms: None,
                 purpose: "mapping".into(),
             }],
+        },
+        punch: Punch {
+            window: (-16, 32),
+            sockets: 256,
+            probes: 2048,
+            entries: 1280,
+            rate: 1000,
+            timeout_s: 10.0,
+            hard_calls: 1,
+            hard_calls_now: 0,
         },
         rendezvous: vec![Rendezvous { address: "rv.example.net:4274".into(), connected: true, rtt_ms: Some(5.0) }],
         peers: vec![Peer {
@@ -42,6 +59,7 @@ fn snapshot() -> Snapshot {
             connect_ms: Some(340),
             probes_sent: 63,
             sockets_used: 1,
+            entries_used: 4,
             tx_bytes: 1023,
             rx_bytes: 3 << 20,
             last_handshake: Some(1_000),
@@ -62,7 +80,7 @@ fn a_peer_is_shown_with_its_path_and_how_it_was_found() {
         "keepalives: after 14 s of silence: the nat remembers for 19 s at least",
         "peer: berlin (connected)\n",
         "  endpoint: 203.0.113.102:30007\n",
-        "  found by: shotgun in 340 ms with 63 probes from 1 socket\n",
+        "  found by: shotgun in 340 ms with 63 probes from 1 socket, 4 nat entries\n",
         "  why: the third round met\n",
         "  round trip: 12.3 ms\n",
         "  latest handshake: 1 hour, 1 minute, 1 second ago\n",
@@ -70,6 +88,7 @@ fn a_peer_is_shown_with_its_path_and_how_it_was_found() {
         "  nat ports: given out one after the other, the first mapping of a port keeps it, step 2, 12.0 taken by others each second\n",
         "  rendezvous: rv.example.net:4274, connected, 5.00 ms\n",
         "  packets dropped: 3 no route\n",
+        "  punch: a call may use 2048 probes (1000 a second), 1280 nat entries, 256 sockets, 10 s; hard calls now: 0 of 1\n",
     ] {
         assert!(text.contains(line), "{line:?} in\n{text}");
     }
@@ -82,9 +101,17 @@ fn what_is_not_known_is_not_shown() {
     let peer = &mut snapshot.peers[0];
     peer.state = State::Idle;
     (peer.endpoint, peer.method, peer.why, peer.cipher, peer.rtt_ms) = (None, None, None, None, None);
-    (peer.connect_ms, peer.last_handshake, peer.tx_bytes, peer.rx_bytes) = (None, None, 0, 0);
+    (peer.connect_ms, peer.last_handshake, peer.tx_bytes, peer.rx_bytes, peer.probes_sent) = (None, None, 0, 0, 0);
     let text = text(&snapshot, at(0), Style::PLAIN);
     assert!(text.ends_with("peer: berlin (idle)\n  public key: PEER=\n  allowed ips: 10.77.0.2/32\n"), "{text}");
+}
+
+#[test]
+fn what_was_spent_in_vain_is_shown() {
+    let mut snapshot = snapshot();
+    (snapshot.peers[0].state, snapshot.peers[0].method) = (State::Failed, None);
+    let text = text(&snapshot, at(0), Style::PLAIN);
+    assert!(text.contains("\n  tried: 63 probes from 1 socket, 4 nat entries\n"), "{text}");
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub fn check_status(status: &Value) {
     field(status, "addresses", strings);
     field(status, "mtu", Value::is_u64);
     check_nat(&status["nat"]);
+    for limit in ["sockets", "probes", "entries", "rate", "hard_calls", "hard_calls_now"] {
+        assert!(status["punch"][limit].is_u64(), "punch {limit} in {status}");
+    }
     for server in status["rendezvous"].as_array().expect("rendezvous is an array") {
         field(server, "address", Value::is_string);
         field(server, "connected", Value::is_boolean);
@@ -46,7 +49,9 @@ pub fn check_status(status: &Value) {
         field(peer, "why", Value::is_string);
         field(peer, "cipher", word_of(&CIPHERS));
         field(peer, "rtt_ms", Value::is_number);
-        for number in ["connect_ms", "probes_sent", "sockets_used", "tx_bytes", "rx_bytes", "last_handshake"] {
+        for number in
+            ["connect_ms", "probes_sent", "sockets_used", "entries_used", "tx_bytes", "rx_bytes", "last_handshake"]
+        {
             field(peer, number, Value::is_u64);
         }
         field(peer, "allowed_ips", strings);

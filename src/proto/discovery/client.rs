@@ -14,6 +14,8 @@
 //!
 //! IPv4 only: IPv6 members are reached at their own addresses.
 
+mod findings;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -27,7 +29,7 @@ use crate::proto::config::{DISCOVERY_PORTS, Discovery, Host};
 use crate::proto::counter::{Ahead, Counter, Look, Place, Rate};
 use crate::proto::message_control::Hold;
 use crate::proto::nat::{self, Allocation, Filtering, Made, Mapping, Nat, Observation};
-use crate::proto::{Action, Instant, SocketId, Transmit, snapshot};
+use crate::proto::{Action, Instant, SocketId, Transmit};
 
 /// Servers asked in one survey: two tell all that the method needs, a third is there for when one of them is away.
 const MAX_ADDRESSES: usize = 3;
@@ -587,9 +589,9 @@ impl Client {
         }
         let mut became_ready = false;
         for survey in self.main.iter_mut().chain(&mut self.filter).chain(&mut self.scouts) {
-            let before = survey.is_ready(now);
+            let before = survey.is_over();
             self.transmits.extend(survey.handle_timeout(now, &mut self.made));
-            became_ready |= !before && survey.is_ready(now);
+            became_ready |= !before && survey.is_over();
         }
         if became_ready {
             self.read(now);
@@ -631,67 +633,6 @@ impl Client {
 
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
-    }
-
-    /// What is known of the NAT, with the observations behind it.
-    pub fn nat(&self, now: Instant) -> snapshot::Nat {
-        let surveys = self.main.iter().chain(&self.filter).chain(&self.scouts);
-        let observations = surveys.flat_map(|survey| {
-            survey.queries().iter().filter(|query| query.outcome != Outcome::Waiting).map(|query| {
-                let (public, rtt) = match query.outcome {
-                    Outcome::Answered { public, rtt, .. } => (Some(public), Some(rtt)),
-                    Outcome::Waiting | Outcome::Silent => (None, None),
-                };
-                let purpose = match (query.reply, query.outcome) {
-                    (Reply::Same, _) => "mapping",
-                    (_, Outcome::Answered { reply: Reply::Same, .. }) => {
-                        "filtering: this server has no other socket to answer from"
-                    }
-                    (Reply::ToPort(_), _) => "lifetime: an answer to another of our ports",
-                    (Reply::OtherPort, _) => "filtering: an answer from another port",
-                    (Reply::OtherAddress, _) => "filtering: an answer from another address",
-                };
-                snapshot::Observation {
-                    server: query.target.address,
-                    local_port: survey.local_port,
-                    public,
-                    rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-                    purpose: purpose.to_owned(),
-                }
-            })
-        });
-        let no_nat = self.nat.mapping == Mapping::None;
-        snapshot::Nat {
-            mapping: match self.nat.mapping {
-                Mapping::None => snapshot::Behaviour::None,
-                Mapping::EndpointIndependent => snapshot::Behaviour::EndpointIndependent,
-                Mapping::AddressDependent => snapshot::Behaviour::AddressDependent,
-                Mapping::AddressAndPortDependent => snapshot::Behaviour::AddressAndPortDependent,
-                Mapping::Unknown => snapshot::Behaviour::Unknown,
-            },
-            filtering: match self.filtering(now) {
-                Filtering::EndpointIndependent if no_nat => snapshot::Behaviour::None,
-                Filtering::EndpointIndependent => snapshot::Behaviour::EndpointIndependent,
-                Filtering::AddressDependent => snapshot::Behaviour::AddressDependent,
-                Filtering::AddressAndPortDependent => snapshot::Behaviour::AddressAndPortDependent,
-                Filtering::Unknown => snapshot::Behaviour::Unknown,
-            },
-            allocation: match self.nat.allocation {
-                Allocation::Preserving => snapshot::Allocation::Preserving,
-                Allocation::SecondPriority { .. } | Allocation::Sequential { .. } => snapshot::Allocation::Sequential,
-                Allocation::Random => snapshot::Allocation::Random,
-                Allocation::Unknown => snapshot::Allocation::Unknown,
-            },
-            delta: self.nat.allocation.step(),
-            cross_traffic_per_s: self.counter.rate().map(|rate| rate.per_s),
-            public: self.nat.public.clone(),
-            mapping_lifetime_s: None,
-            keepalive_s: None,
-            port_mapping: snapshot::PortMapping::None,
-            second_priority: (self.nat.mapping != Mapping::Unknown)
-                .then_some(matches!(self.nat.allocation, Allocation::SecondPriority { .. })),
-            observations: observations.collect(),
-        }
     }
 }
 

@@ -207,6 +207,11 @@ impl Survey {
         self.ready_at().is_none_or(|at| now >= at)
     }
 
+    /// Whether it was ready when it was last looked at.
+    pub fn is_over(&self) -> bool {
+        self.waited
+    }
+
     /// When it will be ready even if nothing more comes; `None`: it is.
     pub fn ready_at(&self) -> Option<Instant> {
         // Only the questions about the mapping are waited for; those about the filter may well never be answered.
@@ -233,7 +238,7 @@ impl Survey {
         }
     }
 
-    fn first_round_trip(&self) -> Duration {
+    pub fn first_round_trip(&self) -> Duration {
         self.first_answer.map_or(GIVE_UP, |at| at.since(self.started))
     }
 
@@ -347,6 +352,15 @@ impl Survey {
 }
 
 impl Query {
+    /// How often it was asked in vain, not counting what was asked less than `patience` ago.
+    pub fn unanswered(&self, now: Instant, patience: Duration) -> u32 {
+        match self.outcome {
+            Outcome::Answered { .. } => 0,
+            Outcome::Silent => self.tries,
+            Outcome::Waiting => self.tries - u32::from(self.tries > 0 && now.since(self.last_sent) < patience),
+        }
+    }
+
     fn encode(&self) -> Vec<u8> {
         match self.target.protocol {
             Protocol::Stun => stun::request(&self.transaction),

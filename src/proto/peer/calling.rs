@@ -478,6 +478,7 @@ impl Peer {
             Call::Punching(mut punching) => {
                 self.probes_sent += punching.punch.probes_sent();
                 self.sockets_used = punching.punch.sockets_used();
+                self.entries_used = punching.punch.budget.entries();
                 self.budget = Some(punching.punch.budget.clone());
                 if let Some(holding) = punching.hold {
                     self.end_hold(local, holding);
