@@ -71,7 +71,7 @@ impl Inquiry {
             } else {
                 if self.client.moves() {
                     let socket = self.new_socket();
-                    self.client.watch(now, socket);
+                    self.client.watch(now, socket, 0);
                 }
                 self.next = None;
             }
