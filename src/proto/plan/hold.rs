@@ -25,8 +25,9 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     };
     let rounds = match hit(fixed, moving) {
         Some(side) => {
-            // What is held lets the other side in by itself. A packet of ours that comes first may poison its port.
-            let back = direct::side(mover, fixed, Timing::Low);
+            // What is held lets the other side in by itself, but for an outer NAT of ours that keeps ports: that is opened a little later,
+            // for a packet that comes before the other side's own may poison its port.
+            let back = direct::side(mover, fixed, Timing::LowFirst);
             vec![placed(Strategy::Hold, pair.terms.round, back, Some(side), moving_calls)]
         }
         // Where anybody may come in, the moving side needs no hold.

@@ -64,7 +64,7 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     let back = Side {
         sockets: Sockets::Reported,
         target: Target::Ports { ip: caller.last.ip(), ports },
-        timing: Timing::Low,
+        timing: Timing::Volleys,
     };
     let round = placed(Strategy::Sweep, pair.pace.lead * 3, Some(sweep), Some(back), true);
     Plan { rounds: vec![round], outlook: Outlook::Good }
