@@ -342,7 +342,7 @@ impl Fields {
 
     fn set(&mut self, tag: u8, mut value: Reader<'_>) -> Option<()> {
         match tag {
-            TUPLE => self.report.tuple = reachable(value.address()?),
+            TUPLE => self.report.tuple = punchable(value.address()?),
             NAT => {
                 self.report.mapping = match value.u8()? {
                     1 => Mapping::None,
@@ -396,8 +396,8 @@ impl Fields {
             }
             WAITING => self.report.waiting = true,
             BUDGET => self.report.budget = Budget { probes: value.u32()?, entries: value.u32()? },
-            MODIFICATION => self.terms.modification = reachable(value.address()?),
-            AIM => self.terms.aim = reachable(value.address()?),
+            MODIFICATION => self.terms.modification = punchable(value.address()?),
+            AIM => self.terms.aim = punchable(value.address()?),
             ROUND => self.terms.round = Duration::from_millis(u64::from(value.u32()?)),
             REASON => {
                 self.reason = Some(match value.u8()? {
@@ -422,6 +422,11 @@ pub fn reachable(address: SocketAddr) -> Option<SocketAddr> {
     };
     let ok = unicast && !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified() && address.port() != 0;
     ok.then_some(address)
+}
+
+/// An address that sockets of a call may shoot at: those are IPv4's, as all that discovery sees.
+fn punchable(address: SocketAddr) -> Option<SocketAddr> {
+    reachable(address).filter(SocketAddr::is_ipv4)
 }
 
 #[cfg(test)]
@@ -485,6 +490,14 @@ mod tests {
         let mut bytes = 7u64.to_be_bytes().to_vec();
         bytes.extend(Writer::default().u8(TUPLE).u8(19).address("224.0.0.1:9".parse().expect("address")).finish());
         assert_eq!(Call::parse(&bytes), Some(Call { id: 7, report: Report::default(), beside: false }));
+    }
+
+    #[test]
+    fn a_tuple_is_an_ipv4_address() {
+        let mut report = report();
+        report.tuple = Some("[2001:db8::7]:30004".parse().expect("address"));
+        let call = Call { id: 7, report, beside: false };
+        assert_eq!(Call::parse(&call.encode()).expect("parses").report.tuple, None);
     }
 
     #[test]
