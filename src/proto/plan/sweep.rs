@@ -81,9 +81,8 @@ pub fn aim(holds: &[Hold], place: Place, ahead: Ahead, most: u32) -> Option<(Hol
         let passed = ahead.steps + SURE * error;
         // A counter that comes around soon enough comes by again.
         if let Some(period) = counter::period(step, range).filter(|period| *period > 0 && *period <= SOON_AROUND) {
-            while way <= passed {
-                way += period as f64;
-            }
+            let around = ((passed - way) / period as f64).floor() + 1.0;
+            way += around.max(0.0) * period as f64;
         }
         // The first shot takes the next port.
         let shots = (way - ahead.steps + SURE * error).ceil() + 2.0;
