@@ -284,6 +284,14 @@ pub fn port(report: &Report) -> Port {
     }
 }
 
+/// The same, where a side needs many mappings: behind the first one of each socket, a fresh side's are a sequence.
+fn many(report: &Report) -> Port {
+    match (port(report), report.tuple, report.allocation.step()) {
+        (Port::Fresh(_), Some(last), Some(step)) => moving(report, last, step, false),
+        (other, _, _) => other,
+    }
+}
+
 /// Ports that NATs give out at random lie here and above (RFC 6056 section 3.2).
 const LOWEST_PORT: u16 = 1024;
 
@@ -339,7 +347,7 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
         (Port::Random(random), Port::Moving(held)) if held.by_address => scatter::held(&pair, *random, held, true),
         (Port::Moving(held), Port::Random(random)) if held.by_address => scatter::held(&pair, *random, held, false),
         (Port::Random(_), Port::Random(_) | Port::Moving(_) | Port::Fresh(_))
-        | (Port::Moving(_) | Port::Fresh(_), Port::Random(_)) => grid::plan(&pair, &a, &b),
+        | (Port::Moving(_) | Port::Fresh(_), Port::Random(_)) => grid::plan(&pair, &many(caller), &many(called)),
         (Port::Unknown, _) | (_, Port::Unknown) => Plan { rounds: Vec::new(), outlook: Outlook::Good },
     };
     if plan.rounds.first().is_some_and(Round::is_hard) && has_nearer(caller, called) {

@@ -55,8 +55,6 @@ fn line(port: &Port, count: u32) -> Option<Line> {
             let first = counter::after(moving.last.port(), moving.step, 1, moving.range);
             Some(Line { ip: moving.last.ip(), first, step: moving.step, count, range: moving.range })
         }
-        // Only its first mapping is known; the others follow a counter that nobody saw.
-        Port::Fresh(at) => Some(Line::whole(at.ip(), (super::LOWEST_PORT, u16::MAX))),
-        Port::Fixed { .. } | Port::Unknown => None,
+        Port::Fixed { .. } | Port::Fresh(_) | Port::Unknown => None,
     }
 }

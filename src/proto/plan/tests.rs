@@ -131,6 +131,22 @@ fn what_the_budget_can_not_give_is_said_with_what_would() {
 }
 
 #[test]
+fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
+    let rich = Budget { probes: 400_000, entries: 1280 };
+    let random = Report { budget: rich, ..random(Mapping::AddressDependent) };
+    let second = report(Mapping::AddressAndPortDependent, Allocation::SecondPriority { step: 2 });
+    let second = Report { fresh_port: Some(20_000), budget: rich, ..second };
+    let second_there = there(second.clone());
+    for plan in [rounds(&random, &second_there), rounds(&second, &there(random.clone()))] {
+        assert_eq!((plan.rounds[0].strategy, plan.outlook), (Strategy::Grid, Outlook::Good));
+    }
+    let Target::Draw { at, .. } = rounds(&random, &second_there).rounds[0].caller.clone().expect("shoots").target else {
+        panic!("draws")
+    };
+    assert!((0..at.count).any(|nth| at.port(nth) == 40_002), "the next port of its sequence");
+}
+
+#[test]
 fn two_blocks_are_tried_and_no_plan_is_longer_than_a_call() {
     let block = Report { range: Some((20_000, 20_511)), ..random(Mapping::AddressAndPortDependent) };
     let plan = rounds(&block, &there(block.clone()));
