@@ -356,6 +356,9 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
     if plan.outlook == Outlook::Good {
         plan.rounds.extend(window::rounds(&pair, &plan.rounds));
     }
+    if plan.rounds.is_empty() && has_nearer(caller, called) {
+        plan.rounds.push(Round { strategy: Strategy::Direct, length: pair.pace.gate(), caller: None, called: None });
+    }
     plan
 }
 

@@ -147,6 +147,16 @@ fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
 }
 
 #[test]
+fn nearer_addresses_have_their_time_where_nothing_else_is_to_be_tried() {
+    let address = "[2001:db8::7]:4275".parse().expect("address");
+    let candidates = vec![crate::proto::message_control::Candidate { kind: CandidateKind::Ipv6, address }];
+    let caller = Report { candidates: candidates.clone(), ..random(Mapping::AddressAndPortDependent) };
+    let unheld = report(Mapping::AddressDependent, Allocation::Sequential { step: 1 });
+    let plan = rounds(&caller, &there(Report { candidates, ..unheld }));
+    assert!(!plan.rounds.is_empty(), "the call would be over before an answer can be there");
+}
+
+#[test]
 fn two_blocks_are_tried_and_no_plan_is_longer_than_a_call() {
     let block = Report { range: Some((20_000, 20_511)), ..random(Mapping::AddressAndPortDependent) };
     let plan = rounds(&block, &there(block.clone()));
