@@ -20,6 +20,9 @@ mod punching;
 pub mod recovering;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -183,6 +186,8 @@ struct Punching {
     hold: Option<Holding>,
     hold_tries: u32,
     update: Option<Updating>,
+    /// The caller has told its new report.
+    updated: bool,
     /// Where payload goes before anything was heard, and until when.
     hope: Option<(Way, Instant)>,
 }

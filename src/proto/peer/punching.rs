@@ -205,9 +205,9 @@ impl Peer {
         };
         let hope = hope(now, &setup, &parties);
         let punch = Punch::new(now, setup, budget);
-        let (hold, hold_tries, update) = (None, 0, None);
-        self.call =
-            Call::Punching(Box::new(Punching { punch, index, parties, watches, hold, hold_tries, update, hope }));
+        let (hold, hold_tries, update, updated) = (None, 0, None, false);
+        let punching = Punching { punch, index, parties, watches, hold, hold_tries, update, updated, hope };
+        self.call = Call::Punching(Box::new(punching));
         self.drive_punch(now, local);
         if self.paths.current().is_none() {
             self.flush(now, local);
@@ -283,6 +283,9 @@ impl Peer {
     /// The caller's new report: its ports towards us.
     pub(super) fn handle_update(&mut self, now: Instant, local: &mut Local, rest: &[u8]) -> Result<(), Drop> {
         let index = crate::proto::rendezvous::receiver(rest).ok_or(Drop::Malformed)?;
+        if !rest.starts_with(&Dudp::MessageControl.header()) {
+            return Err(Drop::Malformed);
+        }
         let body = self.tunnel.open_probe(now, HEADER_LEN, rest)?;
         let update = Update::parse(&body).ok_or(Drop::Malformed)?;
         let Call::Punching(punching) = &mut self.call else { return Err(Drop::Unknown) };
@@ -290,7 +293,9 @@ impl Peer {
         if !ours {
             return Err(Drop::Unknown);
         }
-        if punching.parties.theirs != update.report {
+        // A caller learns its port once a call. Each plan shoots at once, at addresses that the caller names: one that told
+        // more would not be held by the pace.
+        if !std::mem::replace(&mut punching.updated, true) {
             punching.parties.theirs = update.report;
             let plan = punching.parties.plan(local);
             let reported = punching.punch.reported();

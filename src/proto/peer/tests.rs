@@ -1,0 +1,175 @@
+//! What a peer that has our trust, and means ill, can make us do.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::calling::{ANSWER, CALL, UPDATE};
+use super::*;
+use crate::proto::action::Action;
+use crate::proto::config::{Calls, Discovery, Host};
+use crate::proto::context::Output;
+use crate::proto::discovery::client::Client;
+use crate::proto::discovery::{PubInfo, Reply, Start};
+use crate::proto::introduction::Introducer;
+use crate::proto::keys::PrivateKey;
+use crate::proto::message_control::{self, Answer, Update};
+use crate::proto::nat::{Allocation, Mapping};
+use crate::proto::noise::{Identity, RESPONSE_LEN};
+use crate::proto::time::{Wall, WallClock};
+use crate::proto::wire::Dudp;
+
+const VIA: Via = Via::Member { id: 9, delay: Duration::from_millis(40) };
+const WALL: Wall = Wall(Duration::from_secs(1_790_000_000));
+
+fn at(ms: u64) -> Instant {
+    Instant::default() + Duration::from_millis(1000 + ms)
+}
+
+fn local(discovery: Vec<Discovery>) -> Local {
+    Local {
+        identity: Identity::new(PrivateKey::from_bytes([1; 32])),
+        clock: WallClock::new(at(0), WALL),
+        rng: ChaCha20Rng::from_seed([1; 32]),
+        listen_port: config::MEMBER_PORT,
+        punch: config::Punch::default(),
+        addresses: Vec::new(),
+        inside: Vec::new(),
+        mapped: None,
+        discovery: Client::new(discovery, [2; 32]),
+        lifetime: Default::default(),
+        servers: Vec::new(),
+        ids: Default::default(),
+        introducers: BTreeMap::new(),
+        errands: VecDeque::new(),
+        indices: BTreeMap::new(),
+        out: VecDeque::new(),
+        hard_calls: BTreeSet::new(),
+        low_ttl: 2,
+    }
+}
+
+fn servers() -> Vec<Discovery> {
+    [1, 2].map(|host| Discovery::Series(Host::Ip([198, 51, 100, host].into()))).to_vec()
+}
+
+/// A caller that keeps to the protocol as far as it likes.
+struct Caller {
+    tunnel: Tunnel,
+    rng: ChaCha20Rng,
+    calls: u32,
+}
+
+impl Caller {
+    fn call(&mut self, now: Instant, report: Report) -> Vec<u8> {
+        self.calls += 1;
+        let wall = Wall(WALL.0 + now.since(Instant::default()));
+        let (initiation, keys) = self.tunnel.start_handshake(now, wall, self.calls, &mut self.rng);
+        let call = message_control::Call { id: u64::from(self.calls), report, beside: false };
+        [[CALL].as_slice(), &initiation, &keys.call.seal(&call.encode())].concat()
+    }
+
+    fn take_answer(&mut self, now: Instant, passed: &[u8]) -> Answer {
+        let (kind, rest) = passed.split_first().expect("is an answer");
+        assert_eq!(*kind, ANSWER);
+        let (response, sealed) = rest.split_at(RESPONSE_LEN);
+        let key = self.tunnel.handle_response(now, self.calls, response).expect("is a response");
+        Answer::parse(&key.open(sealed).expect("opens")).expect("parses")
+    }
+
+    fn update(&mut self, now: Instant, kind: Dudp, report: Report) -> Vec<u8> {
+        let update = Update { id: u64::from(self.calls), report };
+        let sealed = self.tunnel.seal_probe(now, self.calls, &kind.header(), &update.encode()).expect("has a session");
+        [[UPDATE].as_slice(), &sealed].concat()
+    }
+}
+
+fn pair(local: &Local) -> (Peer, Caller) {
+    let caller = Identity::new(PrivateKey::from_bytes([3; 32]));
+    let config = config::Peer {
+        name: "caller".to_owned(),
+        public_key: caller.public(),
+        preshared_key: None,
+        allowed_ips: Vec::new(),
+        endpoint: None,
+        calls: Calls::In,
+        connect: Connect::OnDemand,
+    };
+    let peer = Peer::new(at(0), 1, config, local, 1420);
+    let tunnel = Tunnel::new(&caller, local.identity.public(), None, Limits::PAYLOAD);
+    (peer, Caller { tunnel, rng: ChaCha20Rng::from_seed([4; 32]), calls: 0 })
+}
+
+fn report(ip: [u8; 4]) -> Report {
+    let budget = message_control::Budget { probes: 2048, entries: 1280 };
+    let tuple = Some(SocketAddr::from((ip, 30_000)));
+    Report { tuple, mapping: Mapping::EndpointIndependent, budget, ..Report::default() }
+}
+
+/// A NAT that counts ports, and servers behind it that answer at once. Gives the sockets that were closed.
+fn settle_discovery(local: &mut Local, now: Instant, mappings: &mut Vec<(SocketId, SocketAddr)>) -> Vec<SocketId> {
+    let mut closed = Vec::new();
+    local.collect_discovery();
+    while let Some(output) = local.out.pop_front() {
+        match output {
+            Output::Action(Action::CloseSocket { id }) => closed.push(id),
+            Output::Action(_) => {}
+            Output::Transmit(sent) => {
+                if !mappings.contains(&(sent.socket, sent.to)) {
+                    mappings.push((sent.socket, sent.to));
+                }
+                let nth = mappings.iter().position(|mapping| *mapping == (sent.socket, sent.to)).expect("is there");
+                let public = SocketAddr::from(([203, 0, 113, 9], 40_000 + u16::try_from(nth).expect("is small")));
+                let question = Start::parse(&sent.payload).filter(|start| start.reply == Reply::Same && sent.ttl.is_none());
+                if let Some(Start { transaction, reply }) = question {
+                    local.discovery.handle_datagram(now, &PubInfo { transaction, reply, public }.encode());
+                }
+            }
+        }
+        local.collect_discovery();
+    }
+    closed
+}
+
+/// Where it has sent to since it was asked last.
+fn sent_to(local: &mut Local) -> Vec<SocketAddr> {
+    let sent = local.out.drain(..).filter_map(|output| match output {
+        Output::Transmit(transmit) => Some(transmit.to),
+        Output::Action(_) => None,
+    });
+    sent.collect()
+}
+
+#[test]
+fn a_caller_changes_the_plan_of_its_call_once() {
+    let mut local = local(Vec::new());
+    let (mut peer, mut caller) = pair(&local);
+    let call = caller.call(at(1), report([203, 0, 113, 1]));
+    peer.handle_passed(at(1), &mut local, VIA, &call).expect("is taken");
+    let answer = local.errands.pop_front().expect("answers").passed;
+    caller.take_answer(at(40), &answer);
+    for (nth, host) in (2u8..60).enumerate() {
+        let now = at(60 + nth as u64);
+        let update = caller.update(now, Dudp::MessageControl, report([203, 0, 113, host]));
+        peer.handle_passed(now, &mut local, VIA, &update).expect("is authentic");
+    }
+    let sent = sent_to(&mut local);
+    let reached = |host| sent.iter().any(|to| *to == SocketAddr::from(([203, 0, 113, host], 30_000)));
+    assert!(reached(2), "{sent:?}");
+    assert!(!(3..60).any(reached), "{sent:?}");
+}
+
+#[test]
+fn a_probe_that_a_server_passes_on_is_no_update() {
+    let mut local = local(Vec::new());
+    let (mut peer, mut caller) = pair(&local);
+    let call = caller.call(at(1), report([203, 0, 113, 1]));
+    peer.handle_passed(at(1), &mut local, VIA, &call).expect("is taken");
+    let answer = local.errands.pop_front().expect("answers").passed;
+    caller.take_answer(at(40), &answer);
+    let probe = caller.update(at(50), Dudp::Ack, report([203, 0, 113, 2]));
+    assert_eq!(peer.handle_passed(at(50), &mut local, VIA, &probe), Err(Drop::Malformed));
+}
