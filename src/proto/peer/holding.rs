@@ -171,6 +171,13 @@ impl Peer {
     pub(super) fn on_hold(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &self.call else { return };
         let Some(holding) = punching.hold else { return };
+        if punching.punch.is_stopped() {
+            // The path that was found meanwhile may go by the socket that the hold's would replace.
+            if let Call::Punching(punching) = &mut self.call {
+                punching.hold = None;
+            }
+            return self.end_hold(local, holding);
+        }
         let (socket, holds) = match self.held(now, local, holding) {
             Outcome::Waiting => return,
             Outcome::Held(socket, holds) if !holds.is_empty() => (socket, holds),
@@ -194,6 +201,8 @@ impl Peer {
         let start = now + (parties.ours.server_delay + parties.theirs.server_delay) / 2 + COMPUTING;
         let plan = parties.plan(local);
         let old = punching.punch.replan(now, start, plan, socket);
+        // It may go by the socket that is closed now.
+        punching.hope = None;
         let update = Update { id: parties.id, report: parties.ours.clone() };
         let index = punching.index;
         if let Some(sealed) = self.tunnel.seal_probe(now, index, &Dudp::MessageControl.header(), &update.encode())

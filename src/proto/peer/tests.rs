@@ -173,3 +173,30 @@ fn a_probe_that_a_server_passes_on_is_no_update() {
     let probe = caller.update(at(50), Dudp::Ack, report([203, 0, 113, 2]));
     assert_eq!(peer.handle_passed(at(50), &mut local, VIA, &probe), Err(Drop::Malformed));
 }
+
+#[test]
+fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
+    let mut local = local(servers());
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    assert!(local.discovery.moves());
+    let (mut peer, mut caller) = pair(&local);
+    let theirs = report([203, 0, 113, 1]);
+    let place = theirs.tuple.expect("is known");
+    let call = caller.call(at(1), theirs);
+    peer.handle_passed(at(1), &mut local, VIA, &call).expect("is taken");
+    settle_discovery(&mut local, at(1), &mut mappings);
+    peer.handle_timeout(at(1), &mut local);
+    let Call::Punching(punching) = &peer.call else { panic!("punches") };
+    let way = Way { socket: punching.punch.reported(), remote: place };
+    assert!(way.socket >= SocketId::FIRST_EXTRA);
+    peer.hold_towards(at(2), &mut local, &[place]);
+    peer.adopt(at(2), &mut local, way, Method::Punch, true);
+    settle_discovery(&mut local, at(2), &mut mappings);
+    peer.handle_timeout(at(3), &mut local);
+    let closed = settle_discovery(&mut local, at(3), &mut mappings);
+    assert!(matches!(&peer.call, Call::Punching(punching) if punching.hold.is_none()), "its answers are there");
+    assert!(!closed.contains(&way.socket), "{closed:?}");
+}
