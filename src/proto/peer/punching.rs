@@ -140,7 +140,11 @@ impl Punching {
 impl Peer {
     /// What this call, with all its tries, may still spend.
     pub(super) fn budget(&mut self, local: &Local) -> &mut Budget {
-        self.budget.get_or_insert_with(|| Budget::new(local.punch))
+        match &mut self.call {
+            // The punch has it while it lasts.
+            Call::Punching(punching) => &mut punching.punch.budget,
+            _ => self.budget.get_or_insert_with(|| Budget::new(local.punch)),
+        }
     }
 
     /// Whether an earlier try of this call came to nothing.

@@ -175,6 +175,19 @@ fn a_probe_that_a_server_passes_on_is_no_update() {
 }
 
 #[test]
+fn what_a_call_spends_while_it_punches_is_counted_to_its_end() {
+    let mut local = local(Vec::new());
+    let (mut peer, mut caller) = pair(&local);
+    let call = caller.call(at(1), report([203, 0, 113, 1]));
+    peer.handle_passed(at(1), &mut local, VIA, &call).expect("is taken");
+    assert!(matches!(peer.call, Call::Punching(_)));
+    let before = peer.budget(&local).entries();
+    peer.budget(&local).note_survey(12);
+    peer.end_call(&mut local, None);
+    assert_eq!(peer.budget(&local).entries(), before + 12);
+}
+
+#[test]
 fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let mut local = local(servers());
     let mut mappings = Vec::new();
