@@ -18,7 +18,7 @@ use crate::proto::{Instant, SocketId};
 /// been on its way.
 const CROSSED: Duration = Duration::from_secs(2);
 
-/// A peer's calls are answered at most this often: each costs volleys, at addresses that the caller names.
+/// A peer's calls are taken at most this often: each costs a survey and volleys, at addresses that the caller names.
 const CALL_INTERVAL: Duration = Duration::from_millis(150);
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
@@ -76,7 +76,13 @@ impl Peer {
         if received.peer != self.config.public_key {
             return Err(Drop::Unauthentic);
         }
-        if self.answered.as_ref().is_some_and(|answered| now.since(answered.at) < CALL_INTERVAL) {
+        let taken = match &self.call {
+            // Its survey, or its hold, is still under way; another one would be as dear.
+            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => Some(incoming.came),
+            _ => None,
+        };
+        let last = taken.max(self.answered.as_ref().map(|answered| answered.at));
+        if last.is_some_and(|last| now.since(last) < CALL_INTERVAL) {
             return Err(Drop::Overload);
         }
         if !self.tunnel.is_new(&received) {

@@ -175,6 +175,25 @@ fn a_probe_that_a_server_passes_on_is_no_update() {
 }
 
 #[test]
+fn calls_that_come_one_upon_the_other_do_not_each_begin_a_survey() {
+    let mut local = local(servers());
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    local.collect_discovery();
+    local.out.clear();
+    let (mut peer, mut caller) = pair(&local);
+    // A path broke before: so each call is surveyed for from a new socket.
+    peer.broke = true;
+    let mut taken = 0;
+    for ms in (20..1020).step_by(20) {
+        let call = caller.call(at(ms), report([203, 0, 113, 1]));
+        taken += u32::from(peer.handle_passed(at(ms), &mut local, VIA, &call).is_ok());
+    }
+    let opened = local.out.iter().filter(|output| matches!(output, Output::Action(Action::OpenSocket { .. }))).count();
+    assert!(taken <= 7 && opened <= 7, "{taken} calls taken, {opened} sockets opened in a second");
+}
+
+#[test]
 fn what_a_call_spends_while_it_punches_is_counted_to_its_end() {
     let mut local = local(Vec::new());
     let (mut peer, mut caller) = pair(&local);
