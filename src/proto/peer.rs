@@ -597,6 +597,9 @@ impl Peer {
         };
         if ends {
             self.end_call(local, None);
+            // What comes is another call, with its own time and its own budget.
+            self.call_began = None;
+            self.budget = None;
             self.call = Call::Resting { until: now };
         }
     }

@@ -207,6 +207,24 @@ fn what_a_call_spends_while_it_punches_is_counted_to_its_end() {
 }
 
 #[test]
+fn a_call_after_a_lost_path_is_another_call() {
+    let mut local = local(Vec::new());
+    let (mut peer, _) = pair(&local);
+    // As where the configured endpoint answered: no call was placed, and none was settled.
+    peer.call_began = Some(at(0));
+    let remote = SocketAddr::from(([203, 0, 113, 1], 4275));
+    peer.adopt(at(50), &mut local, Way { socket: SocketId::MAIN_V4, remote }, Method::Endpoint, true);
+    assert_eq!(peer.connect_time, Some(Duration::from_millis(50)));
+    let hour = 3_600_000;
+    peer.on_path_lost(at(hour), &mut local, "it was cut".to_owned());
+    let call = [203, 0, 113, 1];
+    let mut caller = pair(&local).1;
+    let call = caller.call(at(hour + 100), report(call));
+    peer.handle_passed(at(hour + 100), &mut local, VIA, &call).expect("is taken");
+    assert_eq!(peer.call_began, Some(at(hour + 100)));
+}
+
+#[test]
 fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let mut local = local(servers());
     let mut mappings = Vec::new();
