@@ -73,6 +73,12 @@ impl Budget {
         left.probes > FEWEST && left.entries > FEWEST && self.sockets < self.limits.sockets
     }
 
+    /// How much of it is used up: 0, nothing, to 1.
+    pub fn share(&self) -> f64 {
+        let of = |spent: u32, limit: u32| f64::from(spent) / f64::from(limit.max(1));
+        of(self.probes, self.limits.probes).max(of(self.entries, self.limits.entries)).min(1.0)
+    }
+
     /// How many sockets may still be opened.
     pub fn sockets_left(&self) -> u32 {
         self.limits.sockets.saturating_sub(self.sockets)

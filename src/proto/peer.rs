@@ -109,6 +109,8 @@ pub struct Peer {
     /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
     budget: Option<Budget>,
+    /// When what its calls have used up is made up for: a whole budget in the time that a call has.
+    made_up: Instant,
     probes_sent: u64,
     sockets_used: u32,
     /// When [`super::node::Node`] has it in its table of deadlines.
@@ -236,6 +238,7 @@ impl Peer {
             connect_time: None,
             call_began: None,
             budget: None,
+            made_up: now,
             probes_sent: 0,
             sockets_used: 0,
             scheduled: None,
@@ -598,8 +601,7 @@ impl Peer {
         if ends {
             self.end_call(local, None);
             // What comes is another call, with its own time and its own budget.
-            self.call_began = None;
-            self.budget = None;
+            self.end_budget(now, local);
             self.call = Call::Resting { until: now };
         }
     }

@@ -20,6 +20,9 @@ const CROSSED: Duration = Duration::from_secs(2);
 
 /// A peer's calls are taken at most this often: each costs a survey and volleys, at addresses that the caller names.
 const CALL_INTERVAL: Duration = Duration::from_millis(150);
+/// A peer's calls may use up so many budgets at once, and one more in each time that a call has: our own tries are held by their
+/// back-off, and a caller need not keep to its own. Three are what a fair one uses up before its back-off is as long.
+const BUDGETS_AHEAD: u32 = 3;
 /// What the server and the caller need to pass the answer on, to compute its keys and to open their sockets, on a slow machine.
 /// A volley that comes sooner than the caller's own poisons ports; one that is a little late does no harm, for the opening
 /// volley lets the caller's in.
@@ -100,6 +103,12 @@ impl Peer {
         if self.has_precedence(now, local, &call.report) {
             self.note_crossed(now, &call.report);
             return Ok(());
+        }
+        if !self.budget(local).is_left() {
+            self.rest(now, local, FIRST_REST);
+        }
+        if self.made_up.since(now) > local.punch.timeout * (BUDGETS_AHEAD - 1) {
+            return self.refuse(now, local, via, passed, received, (call.id, Reason::Busy));
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);

@@ -537,8 +537,7 @@ impl Peer {
         self.failures = self.failures.saturating_add(1);
         // A quarter of jitter, so that two sides that fail together do not go on to meet in the same way.
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 1024.0);
-        self.call_began = None;
-        self.budget = None;
+        self.end_budget(now, local);
         self.call = Call::Resting { until: now + wait + jitter };
     }
 

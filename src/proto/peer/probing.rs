@@ -107,7 +107,7 @@ impl Peer {
 
     /// The caller's choice is ours. It was proved by the caller's probe; ours, once, tells how long it takes.
     fn follow(&mut self, now: Instant, local: &mut Local, way: Way) {
-        self.settle(local, way);
+        self.settle(now, local, way);
         if self.paths.rtt().is_none() {
             self.challenge(now, local, way, Goal::Greet);
         }
@@ -121,10 +121,10 @@ impl Peer {
                 Goal::Greet => {}
                 Goal::Follow(method) => {
                     self.adopt(now, local, way, method, true);
-                    self.settle(local, way);
+                    self.settle(now, local, way);
                 }
                 Goal::Ping(token) => local.tell(Event::Pong { token, rtt }),
-                Goal::Choose => self.settle(local, way),
+                Goal::Choose => self.settle(now, local, way),
                 Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
             }
             return;
@@ -169,11 +169,10 @@ impl Peer {
     }
 
     /// The path of a call is chosen: everything else that the call opened is closed.
-    pub(super) fn settle(&mut self, local: &mut Local, way: Way) {
+    pub(super) fn settle(&mut self, now: Instant, local: &mut Local, way: Way) {
         if matches!(self.call, Call::Punching(_)) {
             self.end_call(local, Some(way.socket));
-            self.call_began = None;
-            self.budget = None;
+            self.end_budget(now, local);
         }
     }
 

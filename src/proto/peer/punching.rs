@@ -147,6 +147,14 @@ impl Peer {
         }
     }
 
+    /// The call is over, with all its tries: what comes is another one.
+    pub(super) fn end_budget(&mut self, now: Instant, local: &Local) {
+        self.call_began = None;
+        if let Some(budget) = self.budget.take() {
+            self.made_up = self.made_up.max(now) + local.punch.timeout.mul_f64(budget.share());
+        }
+    }
+
     /// Whether an earlier try of this call came to nothing.
     pub(super) fn has_tried(&self) -> bool {
         self.budget.as_ref().is_some_and(|budget| budget.probes() > 0)
@@ -313,8 +321,7 @@ impl Peer {
         let Call::Punching(punching) = &self.call else { return };
         if self.is_settled() {
             self.end_call(local, None);
-            self.call_began = None;
-            self.budget = None;
+            self.end_budget(now, local);
             return;
         }
         let elapsed = now.since(self.call_began.unwrap_or(now));

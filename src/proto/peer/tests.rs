@@ -225,6 +225,30 @@ fn a_call_after_a_lost_path_is_another_call() {
 }
 
 #[test]
+fn a_caller_that_never_rests_makes_us_send_one_budget_in_the_time_of_a_call() {
+    let mut local = local(Vec::new());
+    let seen = Some(SocketAddr::from(([198, 51, 100, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let (mut peer, mut caller) = pair(&local);
+    let mut random = report([203, 0, 113, 1]);
+    (random.mapping, random.allocation) = (Mapping::AddressAndPortDependent, Allocation::Random);
+    let (mut sent, seconds) = (0, 60);
+    for ms in (10..seconds * 1000).step_by(10) {
+        if ms % 200 == 0 && !matches!(peer.call, Call::Punching(_)) {
+            let call = caller.call(at(ms), random.clone());
+            let _ = peer.handle_passed(at(ms), &mut local, VIA, &call);
+        }
+        peer.handle_timeout(at(ms), &mut local);
+        sent += sent_to(&mut local).len();
+    }
+    let budgets = seconds / local.punch.timeout.as_secs() + 3;
+    let probes = u64::from(local.punch.probes);
+    assert!(sent as u64 <= probes * budgets, "{sent} probes in {seconds} s");
+    assert!(sent as u64 >= probes * budgets / 2, "{sent}: and it is still called");
+}
+
+#[test]
 fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let mut local = local(servers());
     let mut mappings = Vec::new();
