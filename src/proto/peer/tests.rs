@@ -123,7 +123,8 @@ fn settle_discovery(local: &mut Local, now: Instant, mappings: &mut Vec<(SocketI
                 }
                 let nth = mappings.iter().position(|mapping| *mapping == (sent.socket, sent.to)).expect("is there");
                 let public = SocketAddr::from(([203, 0, 113, 9], 40_000 + u16::try_from(nth).expect("is small")));
-                let question = Start::parse(&sent.payload).filter(|start| start.reply == Reply::Same && sent.ttl.is_none());
+                let question =
+                    Start::parse(&sent.payload).filter(|start| start.reply == Reply::Same && sent.ttl.is_none());
                 if let Some(Start { transaction, reply }) = question {
                     local.discovery.handle_datagram(now, &PubInfo { transaction, reply, public }.encode());
                 }

@@ -140,7 +140,8 @@ fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
     for plan in [rounds(&random, &second_there), rounds(&second, &there(random.clone()))] {
         assert_eq!((plan.rounds[0].strategy, plan.outlook), (Strategy::Grid, Outlook::Good));
     }
-    let Target::Draw { at, .. } = rounds(&random, &second_there).rounds[0].caller.clone().expect("shoots").target else {
+    let Target::Draw { at, .. } = rounds(&random, &second_there).rounds[0].caller.clone().expect("shoots").target
+    else {
         panic!("draws")
     };
     assert!((0..at.count).any(|nth| at.port(nth) == 40_002), "the next port of its sequence");
