@@ -308,3 +308,27 @@ fn holds_that_both_end_too_soon_are_followed_by_one_that_goes_further() {
     assert_eq!(local.low_ttl, 4);
     assert!(!punching.ours().holds.is_empty(), "the third goes far enough");
 }
+
+#[test]
+fn a_nearer_address_that_nobody_can_try_does_not_stand_in_the_way_of_a_hold() {
+    let mut local = local(servers());
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let (mut peer, mut caller) = pair(&local);
+    // Its router maps a port of its carrier's.
+    let address = "100.64.0.2:4275".parse().expect("address");
+    let candidates = vec![message_control::Candidate { kind: message_control::CandidateKind::Mapped, address }];
+    let mut holds = 0;
+    for ms in (1..6000).step_by(10) {
+        if ms % 500 == 1 && !matches!(peer.call, Call::Punching(_)) {
+            let call = caller.call(at(ms), Report { candidates: candidates.clone(), ..report([203, 0, 113, 1]) });
+            let _ = peer.handle_passed(at(ms), &mut local, VIA, &call);
+        }
+        settle_discovery(&mut local, at(ms), &mut mappings);
+        peer.handle_timeout(at(ms), &mut local);
+        holds += usize::from(matches!(&peer.call, Call::Punching(punching) if !punching.ours().holds.is_empty()));
+    }
+    assert!(holds > 0, "no call was held for");
+}

@@ -61,11 +61,8 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
         target: Target::Sweep { ip: called.last.ip(), holds },
         timing: Timing::Volleys,
     };
-    let back = Side {
-        sockets: Sockets::Reported,
-        target: Target::Ports { ip: caller.last.ip(), ports },
-        timing: Timing::Low,
-    };
+    let back =
+        Side { sockets: Sockets::Reported, target: Target::Ports { ip: caller.last.ip(), ports }, timing: Timing::Low };
     let round = placed(Strategy::Sweep, pair.pace.lead * 3, Some(sweep), Some(back), true);
     Plan { rounds: vec![round], outlook: Outlook::Good }
 }
