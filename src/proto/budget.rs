@@ -23,6 +23,7 @@ const LONGEST_BACKLOG: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct Budget {
     limits: config::Punch,
+    tries: u32,
     probes: u32,
     sockets: u32,
     entries: u32,
@@ -33,11 +34,21 @@ pub struct Budget {
 
 impl Budget {
     pub fn new(limits: config::Punch) -> Self {
-        Self { limits, probes: 0, sockets: 0, entries: 0, bucket: 0.0, filled: None }
+        Self { limits, tries: 0, probes: 0, sockets: 0, entries: 0, bucket: 0.0, filled: None }
     }
 
     pub fn limits(&self) -> &config::Punch {
         &self.limits
+    }
+
+    /// Another punch begins.
+    pub fn note_try(&mut self) {
+        self.tries += 1;
+    }
+
+    /// How many punches there were.
+    pub fn tries(&self) -> u32 {
+        self.tries
     }
 
     pub fn probes(&self) -> u32 {

@@ -185,7 +185,7 @@ impl Client {
     /// each server.
     pub fn watches(&self) -> u32 {
         let looks = u32::try_from(self.fresh_targets(usize::MAX).len()).unwrap_or(u32::MAX);
-        if looks == 0 { 0 } else { (WATCH_LOOKS / looks).max(1) }
+        WATCH_LOOKS.checked_div(looks).map_or(0, |watches| watches.max(1))
     }
 
     /// The `nth` of those watches, from a new socket: a look every 25 ms.

@@ -90,7 +90,6 @@ impl Peer {
         if !local.discovery.is_ready(now, socket) {
             return Outcome::Waiting;
         }
-        let mut hops = 1;
         if let Some(further) = further {
             if local.discovery.held(socket) != Err(TooShort) {
                 self.close_socket(local, further);
@@ -98,12 +97,15 @@ impl Peer {
                 return Outcome::Waiting;
             } else {
                 self.close_socket(local, socket);
-                hops = 2;
-                if let Ok(holds) = local.discovery.held(further) {
-                    local.learn_low_ttl(local.low_ttl + 1);
-                    return Outcome::Held(further, holds);
-                }
-                self.close_socket(local, further);
+                return match local.discovery.held(further) {
+                    Ok(holds) => {
+                        if !holds.is_empty() {
+                            local.learn_low_ttl(local.low_ttl + 1);
+                        }
+                        Outcome::Held(further, holds)
+                    }
+                    Err(TooShort) => self.go_further(local, further, 2),
+                };
             }
         }
         match local.discovery.held(socket) {
@@ -113,13 +115,15 @@ impl Peer {
                 }
                 Outcome::Held(socket, holds)
             }
-            Err(TooShort) => {
-                local.low_ttl = (local.low_ttl + hops).min(HIGHEST_LOW_TTL);
-                local.low_ttl_is_known = false;
-                self.close_socket(local, socket);
-                Outcome::TooShort
-            }
+            Err(TooShort) => self.go_further(local, socket, 1),
         }
+    }
+
+    fn go_further(&mut self, local: &mut Local, socket: SocketId, hops: u8) -> Outcome {
+        local.low_ttl = (local.low_ttl + hops).min(HIGHEST_LOW_TTL);
+        local.low_ttl_is_known = false;
+        self.close_socket(local, socket);
+        Outcome::TooShort
     }
 
     /// The answers to a hold, or a survey, for a call of the peer's are there.

@@ -157,7 +157,7 @@ impl Peer {
 
     /// Whether an earlier try of this call came to nothing.
     pub(super) fn has_tried(&self) -> bool {
-        self.budget.as_ref().is_some_and(|budget| budget.probes() > 0)
+        self.budget.as_ref().is_some_and(|budget| budget.tries() > 0)
     }
 
     /// Watches our own counter while the call is on its way, so that a sweep knows where it is and how fast others move it.
@@ -191,7 +191,8 @@ impl Peer {
         parties: Parties,
         sockets: Sockets,
     ) -> bool {
-        let budget = self.budget(local).clone();
+        let mut budget = self.budget(local).clone();
+        budget.note_try();
         let plan = parties.plan(local);
         let Sockets { reported, fresh, watches } = sockets;
         if plan.rounds.first().is_some_and(plan::Round::is_hard) && !local.take_hard_turn(self.id) {

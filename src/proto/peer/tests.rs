@@ -112,12 +112,23 @@ fn report(ip: [u8; 4]) -> Report {
 
 /// A NAT that counts ports, and servers behind it that answer at once. Gives the sockets that were closed.
 fn settle_discovery(local: &mut Local, now: Instant, mappings: &mut Vec<(SocketId, SocketAddr)>) -> Vec<SocketId> {
+    settle_behind(local, now, mappings, 1)
+}
+
+/// The same, so many hops away.
+fn settle_behind(
+    local: &mut Local,
+    now: Instant,
+    mappings: &mut Vec<(SocketId, SocketAddr)>,
+    hops: u8,
+) -> Vec<SocketId> {
     let mut closed = Vec::new();
     local.collect_discovery();
     while let Some(output) = local.out.pop_front() {
         match output {
             Output::Action(Action::CloseSocket { id }) => closed.push(id),
             Output::Action(_) => {}
+            Output::Transmit(sent) if sent.ttl.is_some_and(|ttl| ttl < hops) => {}
             Output::Transmit(sent) => {
                 if !mappings.contains(&(sent.socket, sent.to)) {
                     mappings.push((sent.socket, sent.to));
@@ -275,4 +286,49 @@ fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let closed = settle_discovery(&mut local, at(3), &mut mappings);
     assert!(matches!(&peer.call, Call::Punching(punching) if punching.hold.is_none()), "its answers are there");
     assert!(!closed.contains(&way.socket), "{closed:?}");
+}
+
+#[test]
+fn holds_that_both_end_too_soon_are_followed_by_one_that_goes_further() {
+    let mut local = local(servers());
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let (mut peer, mut caller) = pair(&local);
+    let call = caller.call(at(1), report([203, 0, 113, 1]));
+    peer.handle_passed(at(1), &mut local, VIA, &call).expect("is taken");
+    let mut closed = Vec::new();
+    for ms in 1..6 {
+        closed.extend(settle_behind(&mut local, at(ms), &mut mappings, 4));
+        peer.handle_timeout(at(ms), &mut local);
+    }
+    let Call::Punching(punching) = &peer.call else { panic!("punches") };
+    assert!(!closed.contains(&punching.punch.reported()), "it reports a socket that it closed");
+    assert_eq!(local.low_ttl, 4);
+    assert!(!punching.ours().holds.is_empty(), "the third goes far enough");
+}
+
+#[test]
+fn a_nearer_address_that_nobody_can_try_does_not_stand_in_the_way_of_a_hold() {
+    let mut local = local(servers());
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let (mut peer, mut caller) = pair(&local);
+    // Its router maps a port of its carrier's.
+    let address = "100.64.0.2:4275".parse().expect("address");
+    let candidates = vec![message_control::Candidate { kind: message_control::CandidateKind::Mapped, address }];
+    let mut holds = 0;
+    for ms in (1..6000).step_by(10) {
+        if ms % 500 == 1 && !matches!(peer.call, Call::Punching(_)) {
+            let call = caller.call(at(ms), Report { candidates: candidates.clone(), ..report([203, 0, 113, 1]) });
+            let _ = peer.handle_passed(at(ms), &mut local, VIA, &call);
+        }
+        settle_discovery(&mut local, at(ms), &mut mappings);
+        peer.handle_timeout(at(ms), &mut local);
+        holds += usize::from(matches!(&peer.call, Call::Punching(punching) if !punching.ours().holds.is_empty()));
+    }
+    assert!(holds > 0, "no call was held for");
 }

@@ -14,7 +14,8 @@
 //! A side that moves by address holds one mapping towards the other, whose port it knows; then it is fixed.
 
 use super::{
-    Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, is_open, placed,
+    Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, is_open,
+    placed,
 };
 use crate::proto::nat::Filtering;
 
