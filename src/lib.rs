@@ -33,15 +33,17 @@
 //!  1  io::portmap                     asks the router for a port (UPnP, PCP, NAT-PMP), from the start on
 //!  2  proto::discovery                DUDP_START to two addresses and two ports, DUDP_PUBINFO back
 //!     proto::stun                     the same with anybody's STUN server
-//!  3  proto::nat                      from what they saw: mapping, filtering, allocation, step, others' traffic
+//!  3  proto::nat, proto::counter      from what they saw: mapping, filtering, allocation, step, others' traffic
 //!  4  proto::rendezvous::client       registered, by key, since the start
 //!  5  proto::peer::calling            the caller's second tuple and differential, sealed: proto::message_control
-//!  6  proto::rendezvous::server       passes it on, and can't read it
+//!  6  proto::rendezvous::server       passes it on, and can't read it; proto::introduction: a third member does, where no server can
 //!  7  proto::peer::called             refuses, or answers with its own, and with its terms
-//!  8  proto::plan                     who shoots from which sockets at which ports, the same on both sides
-//!  9  proto::punch                    opens sockets and fires, in rounds, within the budgets
+//!     proto::peer::holding            where ports move: mappings towards the other, made before anybody shoots
+//!  8  proto::plan                     who shoots from which sockets at which ports, the same on both sides: a file a strategy
+//!  9  proto::punch, proto::budget     opens sockets and fires, in rounds, within the budgets
 //! 10  proto::probe                    DUDP_ACK finds, DUDP_ACK2 proves
 //! 11  proto::path                     the one in use; payload goes
+//!     proto::peer::recovering         where it breaks, or the member moves: a call beside it
 //! ```
 //!
 //! # Modules
@@ -65,8 +67,10 @@
 //! - packets, WireGuard's transport byte for byte: [`proto::noise`], [`proto::session`], [`proto::replay`], [`proto::cookie`],
 //!   and [`proto::tunnel`], which joins them
 //! - paths, proved before they are used: [`proto::path`], [`proto::probe`], [`proto::peer::recovering`]
-//! - calls: [`proto::peer`], [`proto::message_control`], [`proto::nat`], [`proto::plan`], [`proto::punch`]
-//! - servers, and a member's side of them: [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`]
+//! - calls: [`proto::peer`], [`proto::message_control`], [`proto::nat`], [`proto::counter`],
+//!   [`proto::plan`], [`proto::punch`], [`proto::budget`]
+//! - servers, and a member's side of them: [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`],
+//!   [`proto::introduction`]
 //! - one member, whole, and who gets which datagram: [`proto::node`], [`proto::allowed_ips`], [`proto::wire`]
 //! - the core's border: [`proto::action`], [`proto::snapshot`], [`proto::config`], [`proto::time`]
 //!

@@ -14,6 +14,7 @@ use super::discovery::lifetime::Surroundings;
 use super::discovery::survey::Protocol;
 use super::introduction::{Errand, Introducers, Standing, Via};
 use super::keys::PublicKey;
+use super::memory::Memory;
 use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Made, Mapping};
 use super::noise::Identity;
@@ -70,6 +71,7 @@ pub struct Local {
     /// So many hops take a packet out of our own site, past all its NATs, as far as was learned.
     pub low_ttl: u8,
     pub low_ttl_is_known: bool,
+    pub memory: Memory,
 }
 
 impl Local {

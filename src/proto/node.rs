@@ -30,6 +30,7 @@ use super::discovery::lifetime::Lifetime;
 use super::introduction::Via;
 use super::ip::Header;
 use super::keys::PublicKey;
+use super::memory::Memory;
 use super::noise::{Identity, Received};
 use super::path::Way;
 use super::peer::Peer;
@@ -115,6 +116,7 @@ impl Node {
                 hard_calls: BTreeSet::new(),
                 low_ttl: LOW_TTL,
                 low_ttl_is_known: false,
+                memory: Memory::default(),
             },
             gate,
             routes: AllowedIps::default(),

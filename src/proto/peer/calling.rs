@@ -436,7 +436,8 @@ impl Peer {
         }
         let mut terms = answer.terms;
         terms.round = terms.round.clamp(plan::SHORTEST_ROUND, plan::LONGEST_ROUND);
-        let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO, self.has_tried());
+        let again = self.knows_better(local, &report, &answer.report);
+        let places = plan::wants_hold(&report, &answer.report, false, Duration::ZERO, again);
         let parties = Parties { id, role: Role::Caller, ours: report, theirs: answer.report, terms, via, beside };
         let sockets = Sockets { reported: socket, fresh, watches };
         if !self.punch(now, local, index, now, parties, sockets) {

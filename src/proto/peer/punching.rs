@@ -155,6 +155,25 @@ impl Peer {
         }
     }
 
+    /// Whether what is cheap was tried in vain: earlier in this call, or when these two addresses met last.
+    pub(super) fn knows_better(&self, local: &Local, ours: &Report, theirs: &Report) -> bool {
+        let pair = ours.tuple.zip(theirs.tuple);
+        let worked = pair.and_then(|(ours, theirs)| local.memory.worked(ours.ip(), theirs.ip()));
+        self.has_tried() || worked.is_some_and(|strategy| !matches!(strategy, Strategy::Direct | Strategy::Wait))
+    }
+
+    /// Remembers what found `way` in the call that goes on, unless it needed no guess.
+    pub(super) fn learn(&self, local: &mut Local, way: Way) {
+        let Call::Punching(punching) = &self.call else { return };
+        if self.candidate_method(way).is_some() {
+            return;
+        }
+        let pair = punching.ours().tuple.zip(punching.theirs().tuple);
+        if let (Some((ours, theirs)), Some(strategy)) = (pair, punching.punch.strategy()) {
+            local.memory.note(ours.ip(), theirs.ip(), strategy);
+        }
+    }
+
     /// Whether an earlier try of this call came to nothing.
     pub(super) fn has_tried(&self) -> bool {
         self.budget.as_ref().is_some_and(|budget| budget.tries() > 0)

@@ -50,6 +50,7 @@ fn local(discovery: Vec<Discovery>) -> Local {
         hard_calls: BTreeSet::new(),
         low_ttl: 2,
         low_ttl_is_known: false,
+        memory: Default::default(),
     }
 }
 
