@@ -66,5 +66,16 @@ pub fn check_nat(nat: &Value) {
     field(nat, "delta", Value::is_i64);
     field(nat, "cross_traffic_per_s", Value::is_number);
     field(nat, "public", strings);
+    field(nat, "cross_traffic_error_per_s", Value::is_number);
+    field(nat, "ports", |ports| ports.as_array().is_some_and(|pair| pair.len() == 2));
+    for truth in ["parity_kept", "paired", "second_priority"] {
+        field(nat, truth, Value::is_boolean);
+    }
+    field(nat, "port_offset", Value::is_i64);
+    for property in ["mapping", "filtering", "allocation", "ports", "parity_kept", "port_offset", "paired"] {
+        field(&nat["confidence"], property, |sure| {
+            sure["chance"].as_f64().is_some_and(|chance| (0.0..=1.0).contains(&chance)) && sure["observations"].is_u64()
+        });
+    }
     assert!(word_of(&PORT_MAPPINGS)(&nat["port_mapping"]), "port_mapping in {nat}");
 }

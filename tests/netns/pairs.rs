@@ -149,6 +149,11 @@ fn netcheck_names_symmetric_nats_and_their_steps() {
     }
     let nat = netcheck("symmetric-adm");
     assert_eq!(nat["mapping"], "address-dependent", "{nat}");
+    let nat = netcheck("block");
+    assert_eq!((&nat["allocation"], &nat["ports"]), (&"random".into(), &serde_json::json!([20_000, 20_511])), "{nat}");
+    for property in ["mapping", "filtering", "allocation", "ports"] {
+        assert!(nat["confidence"][property]["chance"].as_f64().unwrap() >= 0.99, "{property}: {nat}");
+    }
     let nat = netcheck("random");
     assert_eq!(
         (&nat["mapping"], &nat["allocation"]),

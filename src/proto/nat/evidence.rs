@@ -167,21 +167,23 @@ pub fn of_allocation(allocation: Allocation, mapping: Mapping, looks: &[Observat
 
 fn of_step(step: i32, mapping: Mapping, looks: &[Observation]) -> Sure {
     let gaps = super::gaps(&super::moved(looks), mapping);
-    let size = step.unsigned_abs().max(1);
-    let (mut other, mut fit) = (2.0 * f64::from(size), 0);
-    for gap in &gaps {
-        if fits(gap, step) {
-            other *= (f64::from(gap.most * (aside(size) + 1)) * HIT).min(1.0);
-            fit += 1;
-        }
-    }
+    let (other, fit) = by_chance(&gaps, step);
     if fit == 0 {
         return Sure::guess(0);
     }
+    let half = if step.abs() == 1 { 0.0 } else { power(0.5, fit) };
+    Sure::unless(other.max(half), fit)
+}
+
+/// How often random ports of a block fit a sequence of that step or a smaller one as well as these gaps do, and how many of these do.
+pub(super) fn by_chance(gaps: &[Gap], step: i32) -> (f64, usize) {
+    let size = step.unsigned_abs().max(1);
+    let fitting = || gaps.iter().filter(|gap| fits(gap, step));
+    let hits = fitting().map(|gap| (f64::from(gap.most * (aside(size) + 1)) * HIT).min(1.0));
+    let other = hits.fold(2.0 * f64::from(size), |other, hit| other * hit);
+    let fit = fitting().count();
     // Any of the gaps might have been the ones that don't fit.
-    let chosen = ways(gaps.len(), gaps.len() - fit);
-    let half = if size == 1 { 0.0 } else { power(0.5, fit) };
-    Sure::unless((other * chosen).max(half), fit)
+    (other * ways(gaps.len(), gaps.len() - fit), fit)
 }
 
 /// Whether a counter of that step may have gone so far, others' mappings between.

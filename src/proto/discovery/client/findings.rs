@@ -66,7 +66,10 @@ impl Client {
         };
         let is_random = allocation == Allocation::Random;
         let ports = if is_random { nat::block(&random) } else { self.range() };
+        let allocated = evidence::of_allocation(allocation, mapping, &looks);
+        // A block is no surer than that there is no sequence.
         let block = if is_random && ports.is_some() { evidence::of_block(&random) } else { None };
+        let block = block.zip(allocated).map(|(block, random)| Sure { chance: block.chance * random.chance, ..block });
         let sure =
             |sure: Option<Sure>| sure.map(|sure| snapshot::Sure { chance: sure.chance, observations: sure.looks });
         let rate = self.counter.rate();
@@ -102,7 +105,7 @@ impl Client {
             confidence: snapshot::Confidence {
                 mapping: sure(evidence::of_mapping(mapping, &seen)),
                 filtering: sure(evidence::of_filtering(filtering, self.silence(now))),
-                allocation: sure(evidence::of_allocation(allocation, mapping, &looks)),
+                allocation: sure(allocated),
                 ports: sure(block),
                 parity_kept: sure(parity.map(|(_, sure)| sure)),
                 port_offset: sure(offset.map(|(_, sure)| sure)),
