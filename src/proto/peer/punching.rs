@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::called::COMPUTING;
-use super::calling::{FIRST_REST, UPDATE, retry_after};
+use super::calling::{BUSY_REST, FIRST_REST, TURN_REST, UPDATE, retry_after};
 use super::{Call, Peer, Punching, words};
 use crate::proto::action::Drop;
 use crate::proto::budget::Budget;
@@ -243,6 +243,10 @@ impl Peer {
             let aim = local.discovery.expect(now).and_then(|(place, ahead)| sweep::aim(holds, place, ahead, most));
             punching.punch.aim_sweep(aim);
         }
+        // What began with a round for all may come to one that few may do at a time.
+        if punching.punch.is_hard() && !local.take_hard_turn(self.id) {
+            return self.miss_turn(now, local);
+        }
         let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
         local.discovery.note_mappings(punching.punch.take_mappings());
         let index = punching.index;
@@ -316,6 +320,15 @@ impl Peer {
         }
         self.drive(now, local);
         Ok(())
+    }
+
+    /// The rest of the plan is hard, and another call is at that: the try ends here, and its turn comes with the next one. A path that is
+    /// in use stays.
+    fn miss_turn(&mut self, now: Instant, local: &mut Local) {
+        let Call::Punching(punching) = &self.call else { return };
+        let rest = if punching.punch.role() == Role::Caller { TURN_REST } else { BUSY_REST };
+        self.why = Some("another hard call goes first, as `hard_calls` in [punch] says; this one is tried again".to_owned());
+        self.pause(now, local, rest);
     }
 
     fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {

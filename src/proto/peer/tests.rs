@@ -207,6 +207,32 @@ fn calls_that_come_one_upon_the_other_do_not_each_begin_a_survey() {
 }
 
 #[test]
+fn a_punch_that_comes_to_a_hard_round_waits_for_its_turn() {
+    let mut local = local(Vec::new());
+    let (mut peer, mut caller) = pair(&local);
+    let seen = Some(SocketAddr::from(([198, 51, 100, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let other = peer.id + 1;
+    let mut comes_to_it = |local: &mut Local, from: u64| {
+        let call = caller.call(at(from), report([203, 0, 113, 1]));
+        peer.handle_passed(at(from), local, VIA, &call).expect("is taken");
+        assert!(matches!(peer.call, Call::Punching(_)) && !peer.is_in_hard_call());
+        (from..from + 900).step_by(10).any(|ms| {
+            peer.handle_timeout(at(ms), local);
+            let hard = peer.is_in_hard_call();
+            assert!(!hard || local.hard_calls.contains(&peer.id));
+            assert!(matches!(peer.call, Call::Punching(_) | Call::Resting { .. }));
+            hard
+        })
+    };
+    local.hard_calls.insert(other);
+    assert!(!comes_to_it(&mut local, 10), "another one is at it");
+    local.hard_calls.remove(&other);
+    assert!(comes_to_it(&mut local, 5010));
+}
+
+#[test]
 fn what_a_call_spends_while_it_punches_is_counted_to_its_end() {
     let mut local = local(Vec::new());
     let (mut peer, mut caller) = pair(&local);
