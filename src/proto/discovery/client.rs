@@ -174,11 +174,11 @@ impl Client {
         self.handle_timeout(now);
     }
 
-    /// Surveys from a new socket; the caller owns the socket from then on. Gives how many mappings that may
-    /// make; 0: there are enough of them.
-    pub fn scout(&mut self, now: Instant, socket: SocketId) -> u32 {
+    /// Surveys from a new socket, if that makes no more than `most` mappings; the caller owns the socket from then on. Gives how
+    /// many that may make; 0: there are enough of them.
+    pub fn scout(&mut self, now: Instant, socket: SocketId, most: u32) -> u32 {
         let targets = self.targets();
-        self.add_scout(now, socket, &targets, |survey, _| survey)
+        self.add_scout(now, socket, &targets, most, |survey, _| survey)
     }
 
     /// From how many sockets one after the other the counter is watched for a fifth of a second: by address, one shows but a mapping for
@@ -188,11 +188,11 @@ impl Client {
         WATCH_LOOKS.checked_div(looks).map_or(0, |watches| watches.max(1))
     }
 
-    /// The `nth` of those watches, from a new socket: a look every 25 ms.
-    pub fn watch(&mut self, now: Instant, socket: SocketId, nth: u32) -> u32 {
+    /// The `nth` of those watches, from a new socket: a look every 25 ms, of no more than `most` mappings in all.
+    pub fn watch(&mut self, now: Instant, socket: SocketId, nth: u32, most: u32) -> u32 {
         let targets = self.fresh_targets(usize::MAX);
         let before = nth * u32::try_from(targets.len()).unwrap_or(0);
-        self.add_scout(now, socket, &targets, |survey, _| survey.spread(before))
+        self.add_scout(now, socket, &targets, most, |survey, _| survey.spread(before))
     }
 
     /// Whether others take so many ports that a sweep must be long.
@@ -200,15 +200,17 @@ impl Client {
         self.counter.rate().is_some_and(|rate| rate.per_s - rate.error > BUSY_RATE)
     }
 
-    /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops.
-    /// [`Client::held`] tells the ports, once it is ready.
-    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8) -> u32 {
+    /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops,
+    /// if that makes no more than `most` mappings. [`Client::held`] tells the ports, once it is ready.
+    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8, most: u32) -> u32 {
         let targets = self.fresh_targets(HOLD_QUESTIONS);
         if targets.len() < 2 || to.is_empty() {
             return 0;
         }
-        let made = self.add_scout(now, socket, &targets, |survey, rng| survey.hold(to, ttl, rng));
-        if made == 0 { 0 } else { made + to.len() as u32 }
+        let shots = to.len() as u32;
+        let most = most.saturating_sub(shots);
+        let made = self.add_scout(now, socket, &targets, most, |survey, rng| survey.hold(to, ttl, rng));
+        if made == 0 { 0 } else { made + shots }
     }
 
     fn add_scout(
@@ -216,9 +218,10 @@ impl Client {
         now: Instant,
         socket: SocketId,
         targets: &[Target],
+        most: u32,
         shape: impl FnOnce(Survey, &mut ChaCha20Rng) -> Survey,
     ) -> u32 {
-        if self.scouts.len() >= MAX_SCOUTS || targets.is_empty() {
+        if self.scouts.len() >= MAX_SCOUTS || targets.is_empty() || targets.len() as u64 > u64::from(most) {
             return 0;
         }
         let port = self.scout_port();

@@ -248,7 +248,8 @@ impl Peer {
             || (self.broke && local.discovery.may_be_behind_nat())
         {
             let scout = local.ids.next();
-            let made = local.discovery.scout(now, scout);
+            let most = self.budget(local).survey_left();
+            let made = local.discovery.scout(now, scout, most);
             if made > 0 {
                 self.budget(local).note_survey(made);
                 socket = scout;

@@ -165,7 +165,8 @@ impl Peer {
         let mut watches = Vec::new();
         for nth in 0..local.discovery.watches() {
             let socket = local.ids.next();
-            let made = local.discovery.watch(now, socket, nth);
+            let most = self.budget(local).survey_left();
+            let made = local.discovery.watch(now, socket, nth, most);
             self.budget(local).note_survey(made);
             if made > 0 {
                 watches.push(socket);

@@ -288,6 +288,34 @@ fn a_caller_that_never_rests_makes_us_send_one_budget_in_the_time_of_a_call() {
 }
 
 #[test]
+fn scouts_watches_and_holds_keep_to_the_entries_of_a_call() {
+    let mut local = local(servers());
+    local.punch.entries = 30;
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let seen = Some(SocketAddr::from(([203, 0, 113, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let (mut peer, _) = pair(&local);
+    let before = mappings.len();
+    let place = SocketAddr::from(([203, 0, 113, 1], 30_000));
+    for nth in (1..6).map(|nth| nth * 1000) {
+        peer.broke = true;
+        peer.survey(at(nth), &mut local, Purpose::Place);
+        peer.hold(at(nth), &mut local, &[place], 2);
+        let watches = peer.watch(at(nth), &mut local);
+        settle_discovery(&mut local, at(nth), &mut mappings);
+        // A watch sends its questions over a while.
+        peer.end_watches(&mut local, &watches);
+        peer.end_call(&mut local, None);
+    }
+    let entries = peer.budget(&local).entries();
+    assert!((20..=30).contains(&entries) && mappings.len() - before <= 30, "{entries}, {}", mappings.len() - before);
+}
+
+#[test]
 fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let mut local = local(servers());
     let mut mappings = Vec::new();
