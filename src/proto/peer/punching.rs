@@ -24,6 +24,7 @@ use crate::proto::plan::{self, Outlook, Plan, Round, Strategy, Target, sweep};
 use crate::proto::probe::Ack;
 use crate::proto::punch::{Punch, Role, Setup, Shot, Step};
 use crate::proto::snapshot::Method;
+use crate::proto::tunnel::MAX_QUEUED;
 use crate::proto::wire::{Dudp, HEADER_LEN};
 use crate::proto::{Action, Instant, SocketId};
 
@@ -86,14 +87,22 @@ impl Parties {
 /// The caller's first packet may be payload, right behind the first probe: where the plan has it shoot from one socket at one
 /// port that is the peer's by its own sealed word, or where both have IPv6. The called member has no key of the caller's confirmed
 /// yet, and waits.
-fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<(Way, Instant)> {
+fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<Hope> {
     if setup.role == Role::Called {
         return None;
     }
     let until = now + parties.terms.round / 4;
     let ipv6 = setup.candidates.iter().find(|candidate| candidate.kind == CandidateKind::Ipv6);
     let ipv6 = ipv6.map(|candidate| Way { socket: SocketId::MAIN_V6, remote: candidate.address });
-    known_way(setup, parties).or(ipv6).map(|way| (way, until))
+    known_way(setup, parties).or(ipv6).map(|way| Hope { way, until, left: MAX_QUEUED })
+}
+
+/// Where payload goes before anything was heard.
+pub(super) struct Hope {
+    way: Way,
+    until: Instant,
+    /// So many packets more: what a peer tells us may be somebody else's address, who gets no more than what had waited for a path.
+    left: usize,
 }
 
 /// The one way that the plan begins with, where it needs no guess.
@@ -232,7 +241,17 @@ impl Peer {
     /// Where payload may go before anything was heard: the one port that the peer's sealed answer names, for a moment.
     pub(super) fn hope(&self, now: Instant) -> Option<Way> {
         let Call::Punching(punching) = &self.call else { return None };
-        punching.hope.filter(|(_, until)| now < *until).map(|(way, _)| way)
+        punching.hope.as_ref().filter(|hope| now < hope.until && hope.left > 0).map(|hope| hope.way)
+    }
+
+    /// Payload was sent; without a path, in hope.
+    pub(super) fn note_payload_sent(&mut self) {
+        if self.paths.current().is_none()
+            && let Call::Punching(punching) = &mut self.call
+            && let Some(hope) = &mut punching.hope
+        {
+            hope.left = hope.left.saturating_sub(1);
+        }
     }
 
     pub(super) fn drive_punch(&mut self, now: Instant, local: &mut Local) {
@@ -328,7 +347,8 @@ impl Peer {
     fn miss_turn(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &self.call else { return };
         let rest = if punching.punch.role() == Role::Caller { TURN_REST } else { BUSY_REST };
-        self.why = Some("another hard call goes first, as `hard_calls` in [punch] says; this one is tried again".to_owned());
+        self.why =
+            Some("another hard call goes first, as `hard_calls` in [punch] says; this one is tried again".to_owned());
         self.pause(now, local, rest);
     }
 

@@ -18,8 +18,9 @@ use crate::proto::introduction::Introducer;
 use crate::proto::keys::PrivateKey;
 use crate::proto::message_control::{self, Answer, Update};
 use crate::proto::nat::{Allocation, Mapping};
-use crate::proto::noise::{Identity, RESPONSE_LEN};
+use crate::proto::noise::{INITIATION_LEN, Identity, RESPONSE_LEN};
 use crate::proto::time::{Wall, WallClock};
+use crate::proto::tunnel::MAX_QUEUED;
 use crate::proto::wire::Dudp;
 
 const VIA: Via = Via::Member { id: 9, delay: Duration::from_millis(40) };
@@ -59,6 +60,7 @@ fn servers() -> Vec<Discovery> {
 
 /// A caller that keeps to the protocol as far as it likes.
 struct Caller {
+    identity: Identity,
     tunnel: Tunnel,
     rng: ChaCha20Rng,
     calls: u32,
@@ -81,6 +83,19 @@ impl Caller {
         Answer::parse(&key.open(sealed).expect("opens")).expect("parses")
     }
 
+    /// As the one that is called: answers with whatever report it likes.
+    fn answer(&mut self, now: Instant, passed: &[u8], report: Report) -> Vec<u8> {
+        let (kind, rest) = passed.split_first().expect("is a call");
+        assert_eq!(*kind, CALL);
+        let (initiation, sealed) = rest.split_at(INITIATION_LEN);
+        let received = Received::open(&self.identity, initiation).expect("is for us");
+        let call = message_control::Call::parse(&received.exports.call.open(sealed).expect("opens")).expect("parses");
+        let (response, key) = self.tunnel.handle_initiation(now, received, 7, &mut self.rng).expect("is new");
+        let terms = message_control::Terms { round: Duration::from_millis(800), ..Default::default() };
+        let answer = Answer { id: call.id, report, terms };
+        [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat()
+    }
+
     fn update(&mut self, now: Instant, kind: Dudp, report: Report) -> Vec<u8> {
         let update = Update { id: u64::from(self.calls), report };
         let sealed = self.tunnel.seal_probe(now, self.calls, &kind.header(), &update.encode()).expect("has a session");
@@ -101,7 +116,7 @@ fn pair(local: &Local) -> (Peer, Caller) {
     };
     let peer = Peer::new(at(0), 1, config, local, 1420);
     let tunnel = Tunnel::new(&caller, local.identity.public(), None, Limits::PAYLOAD);
-    (peer, Caller { tunnel, rng: ChaCha20Rng::from_seed([4; 32]), calls: 0 })
+    (peer, Caller { identity: caller, tunnel, rng: ChaCha20Rng::from_seed([4; 32]), calls: 0 })
 }
 
 fn report(ip: [u8; 4]) -> Report {
@@ -313,6 +328,32 @@ fn scouts_watches_and_holds_keep_to_the_entries_of_a_call() {
     }
     let entries = peer.budget(&local).entries();
     assert!((20..=30).contains(&entries) && mappings.len() - before <= 30, "{entries}, {}", mappings.len() - before);
+}
+
+#[test]
+fn an_answer_that_names_somebody_else_gets_them_a_few_packets_of_ours() {
+    let mut local = local(Vec::new());
+    let seen = Some(SocketAddr::from(([198, 51, 100, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let (mut peer, mut called) = pair(&local);
+    peer.config.calls = Calls::Both;
+    let inner = |_| Packet::copy_from(&[[0x45, 0, 0, 20].as_slice(), &[0; 16]].concat());
+    assert_eq!(peer.handle_packet(at(1), &mut local, &mut inner(0)), None);
+    peer.handle_timeout(at(2), &mut local);
+    let call = local.errands.pop_front().expect("calls").passed;
+    let answer = called.answer(at(20), &call, report([203, 0, 113, 66]));
+    peer.handle_passed(at(40), &mut local, VIA, &answer).expect("is taken");
+    let victim = SocketAddr::from(([203, 0, 113, 66], 30_000));
+    let data = |local: &mut Local| {
+        let is_data = |output: &Output| matches!(output, Output::Transmit(sent) if sent.to == victim && sent.payload.first() == Some(&4));
+        let count = local.out.iter().filter(|output| is_data(output)).count();
+        local.out.clear();
+        count
+    };
+    assert_eq!(data(&mut local), 1, "what waited goes right behind the first probe");
+    let more = (0..500).filter(|nth| peer.handle_packet(at(45), &mut local, &mut inner(*nth)).is_some()).count();
+    assert_eq!(more + data(&mut local), MAX_QUEUED - 1);
 }
 
 #[test]
