@@ -34,6 +34,7 @@ pub mod scatter;
 pub mod sweep;
 pub mod window;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -206,10 +207,29 @@ impl Round {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outlook {
     Good,
-    /// It would, if both sides might send so many probes.
-    NeedsProbes(u32),
+    /// It would, if both sides' `[punch]` said so.
+    Needs(Needs),
     /// Not without help; a sentence part that says why: "both NATs pick …".
     Poor(&'static str),
+}
+
+/// What `[punch]` would have to say at both sides, where what it says is too little.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Needs {
+    pub probes: Option<u32>,
+    pub sockets: Option<u32>,
+    pub entries: Option<u32>,
+    pub timeout: Option<Duration>,
+}
+
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |key, value: Option<u32>| value.map(|value| format!("`{key} = {value}`"));
+        let timeout = self.timeout.map(|timeout| format!("`timeout = \"{}s\"`", timeout.as_secs()));
+        let all =
+            [number("probes", self.probes), number("sockets", self.sockets), number("entries", self.entries), timeout];
+        f.write_str(&all.into_iter().flatten().collect::<Vec<_>>().join(" and "))
+    }
 }
 
 /// All rounds of a call, the same on both sides because both have both reports and the terms.
@@ -400,6 +420,29 @@ impl Pair<'_> {
         Duration::from_secs_f64(f64::from(shots) / f64::from(rate(self.budget.probes)))
     }
 }
+
+impl Pair<'_> {
+    /// What `[punch]` lacks for so many probes.
+    fn needs(&self, probes: u32) -> Needs {
+        let rate = self.punch.rate.unwrap_or_else(|| rate(probes));
+        let takes = Duration::from_secs_f64(f64::from(probes) / f64::from(rate.max(1))) + BESIDE;
+        let whole = Duration::from_secs(takes.as_secs() + u64::from(takes.subsec_nanos() > 0));
+        Needs {
+            probes: (probes > self.budget.probes).then_some(probes),
+            timeout: (takes > self.punch.timeout).then_some(whole),
+            ..Needs::default()
+        }
+    }
+
+    /// The outlook of a plan that is good in all but perhaps its length.
+    fn good_in_time(&self, probes: u32) -> Outlook {
+        let needs = self.needs(probes);
+        if needs.timeout.is_some() { Outlook::Needs(needs) } else { Outlook::Good }
+    }
+}
+
+/// What a call takes besides its probes: the gate before and the proof behind, a round's time at most.
+const BESIDE: Duration = LONGEST_ROUND;
 
 /// Probes a second of a call that may send `probes` in all: what it may send in eight of its ten seconds, but no fewer than 1,000,
 /// a voice call's both directions and some, and no more than 25,000 (20 Mbit/s).

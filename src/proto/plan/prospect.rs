@@ -113,7 +113,7 @@ mod tests {
         assert!(matches!(by_port, Outlook::Poor(_)) && matches!(by_address, Outlook::Poor(_)));
         let by_address = ours(Mapping::AddressDependent, Allocation::Random);
         let few = outlooks(&by_address, 2048);
-        assert!(matches!(few[3], Outlook::NeedsProbes(_)), "{few:?}");
+        assert!(matches!(few[3], Outlook::Needs(_)), "{few:?}");
         assert_eq!(outlooks(&by_address, 400_000)[3], Outlook::Good);
     }
 
