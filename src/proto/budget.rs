@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::config;
 use super::message_control;
 use super::nat::Mapping;
-use super::plan;
 use super::{Instant, SocketId};
 
 /// How often a paced side sends: 100 parts a second, so at the usual 1,000 probes a second ten at a time.
@@ -68,6 +67,7 @@ impl Budget {
         message_control::Budget {
             probes: self.limits.probes.saturating_sub(self.probes),
             entries: self.limits.entries.saturating_sub(self.entries),
+            rate: self.limits.pace(),
         }
     }
 
@@ -129,8 +129,7 @@ impl Budget {
     }
 
     fn rate(&self) -> f64 {
-        let rate = self.limits.rate.unwrap_or_else(|| plan::rate(self.limits.probes));
-        f64::from(rate)
+        f64::from(self.limits.pace())
     }
 
     /// How many probes a paced side may send now.

@@ -18,7 +18,6 @@ use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, R
 use super::nat::{Allocation, Made, Mapping};
 use super::noise::Identity;
 use super::path::Way;
-use super::plan;
 use super::punch::SocketIds;
 use super::rendezvous;
 use super::snapshot::{self, PortMapping};
@@ -222,7 +221,7 @@ impl Local {
             sockets: punch.sockets,
             probes: punch.probes,
             entries: punch.entries,
-            rate: punch.rate.unwrap_or_else(|| plan::rate(punch.probes)),
+            rate: punch.pace(),
             timeout_s: punch.timeout.as_secs_f64(),
             hard_calls: punch.hard_calls,
             hard_calls_now: u32::try_from(self.hard_calls.len()).unwrap_or(u32::MAX),

@@ -400,7 +400,8 @@ fn has_nearer(a: &Report, b: &Report) -> bool {
 }
 
 fn common(a: Budget, b: Budget) -> Budget {
-    Budget { probes: a.probes.min(b.probes), entries: a.entries.min(b.entries) }
+    let rate = a.rate.min(b.rate).max(1);
+    Budget { probes: a.probes.min(b.probes), entries: a.entries.min(b.entries), rate }
 }
 
 /// What a strategy plans from.
@@ -415,20 +416,21 @@ pub struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// How long so many shots take, at the pace of a call that may send as many as this one.
+    /// How long so many shots take, at the pace of the slower one.
     pub fn punch_time(&self, shots: u32) -> Duration {
-        Duration::from_secs_f64(f64::from(shots) / f64::from(rate(self.budget.probes)))
+        Duration::from_secs_f64(f64::from(shots) / f64::from(self.budget.rate))
     }
 }
 
 impl Pair<'_> {
     /// What `[punch]` lacks for so many probes.
     fn needs(&self, probes: u32) -> Needs {
-        let rate = self.punch.rate.unwrap_or_else(|| rate(probes));
+        let more = probes > self.budget.probes;
+        let rate = if more { self.punch.rate.unwrap_or_else(|| rate(probes)) } else { self.budget.rate };
         let takes = Duration::from_secs_f64(f64::from(probes) / f64::from(rate.max(1))) + BESIDE;
         let whole = Duration::from_secs(takes.as_secs() + u64::from(takes.subsec_nanos() > 0));
         Needs {
-            probes: (probes > self.budget.probes).then_some(probes),
+            probes: more.then_some(probes),
             timeout: (takes > self.punch.timeout).then_some(whole),
             ..Needs::default()
         }

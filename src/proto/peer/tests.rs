@@ -120,7 +120,7 @@ fn pair(local: &Local) -> (Peer, Caller) {
 }
 
 fn report(ip: [u8; 4]) -> Report {
-    let budget = message_control::Budget { probes: 2048, entries: 1280 };
+    let budget = message_control::Budget { probes: 2048, entries: 1280, rate: 1000 };
     let tuple = Some(SocketAddr::from((ip, 30_000)));
     Report { tuple, mapping: Mapping::EndpointIndependent, budget, ..Report::default() }
 }

@@ -8,7 +8,7 @@ const OURS: [u8; 4] = [203, 0, 113, 5];
 const THEIRS: [u8; 4] = [203, 0, 113, 6];
 
 fn report(mapping: Mapping, allocation: Allocation) -> Report {
-    let budget = Budget { probes: 2048, entries: 1280 };
+    let budget = Budget { probes: 2048, entries: 1280, rate: 1000 };
     Report { tuple: Some(SocketAddr::from((OURS, 30_000))), mapping, allocation, budget, ..Report::default() }
 }
 
@@ -125,7 +125,7 @@ fn what_the_budget_can_not_give_is_said_with_what_would() {
         panic!("says so")
     };
     assert!(needs <= 300_000);
-    let rich = Report { budget: Budget { probes: needs, entries: 1280 }, ..by_address };
+    let rich = Report { budget: Budget { probes: needs, entries: 1280, rate: rate(needs) }, ..by_address };
     assert_eq!(rounds(&rich, &there(rich.clone())).outlook, Outlook::Good);
     let row = there(Report { budget: rich.budget, ..counting(1) });
     assert_eq!(rounds(&rich, &row).outlook, Outlook::Good);
@@ -138,7 +138,7 @@ fn what_takes_longer_than_a_call_is_said_with_the_time_that_it_takes() {
     let row = there(counting(1));
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
     assert_eq!(needs.to_string(), "`probes = 320000` and `timeout = \"15s\"`");
-    let rich = Budget { probes: 320_000, entries: 1280 };
+    let rich = Budget { probes: 320_000, entries: 1280, rate: 25_000 };
     let (random, row) = (Report { budget: rich, ..random }, Report { budget: rich, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("there is no time for it") };
     assert_eq!(needs.to_string(), "`timeout = \"15s\"`");
@@ -149,8 +149,21 @@ fn what_takes_longer_than_a_call_is_said_with_the_time_that_it_takes() {
 }
 
 #[test]
+fn a_round_is_as_long_as_the_slower_side_needs() {
+    let slow = Budget { probes: 2048, entries: 1280, rate: 250 };
+    let mut cone = there(cone());
+    cone.filtering = Filtering::AddressAndPortDependent;
+    let length = |budget| {
+        let random = Report { budget, ..random(Mapping::AddressAndPortDependent) };
+        rounds(&random, &cone).rounds[0].length
+    };
+    assert!(length(cone.budget) < Duration::from_secs(3));
+    assert!(length(slow) >= Duration::from_secs(8), "2,000 at 250 a second");
+}
+
+#[test]
 fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
-    let rich = Budget { probes: 400_000, entries: 1280 };
+    let rich = Budget { probes: 400_000, entries: 1280, rate: 25_000 };
     let random = Report { budget: rich, ..random(Mapping::AddressDependent) };
     let second = report(Mapping::AddressAndPortDependent, Allocation::SecondPriority { step: 2 });
     let second = Report { fresh_port: Some(20_000), budget: rich, ..second };
