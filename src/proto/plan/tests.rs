@@ -114,6 +114,21 @@ fn a_mapped_port_makes_a_side_fixed_whatever_its_nat_does_and_a_private_one_does
 }
 
 #[test]
+fn nothing_leaves_a_mapped_port_but_to_its_own_router() {
+    let address = SocketAddr::from((THEIRS, 4275));
+    let mapped = crate::proto::message_control::Candidate { kind: CandidateKind::Mapped, address };
+    let mapped = Report { candidates: vec![mapped], ..there(random(Mapping::AddressAndPortDependent)) };
+    let held = Report { holds: vec![hold(30_001, 4275)], ..counting(1) };
+    for other in [cone(), counting(1), held, random(Mapping::AddressAndPortDependent)] {
+        for plan in [rounds(&mapped, &other), rounds(&other, &mapped)] {
+            let sides = plan.rounds.iter().flat_map(|round| [&round.caller, &round.called]).flatten();
+            let from_there: Vec<_> = sides.filter(|side| side.sockets == Sockets::Main).collect();
+            assert!(from_there.iter().all(|side| side.timing == Timing::Inside), "{from_there:?}");
+        }
+    }
+}
+
+#[test]
 fn what_the_budget_can_not_give_is_said_with_what_would() {
     let by_port = random(Mapping::AddressAndPortDependent);
     assert!(matches!(rounds(&by_port, &there(by_port.clone())).outlook, Outlook::Poor(_)));
