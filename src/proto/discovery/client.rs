@@ -256,7 +256,7 @@ impl Client {
         let step = i64::from(self.counter.step());
         let count = |made: Made| made.counted(self.nat.mapping, self.nat.allocation) as i64;
         let looks: Vec<Observation> = scout.looks().filter(|seen| !self.keeps(seen)).collect();
-        let (mut holds, mut short) = (Vec::new(), 0);
+        let (mut holds, mut short, mut told) = (Vec::new(), 0, 0);
         for shot in scout.shots() {
             let Some(made) = shot.made.map(count) else { continue };
             // By address, all shots but the first share its mapping.
@@ -271,21 +271,24 @@ impl Client {
             if step == 0 {
                 continue;
             }
+            told += 1;
             let own = count(after.made) - count(before.made);
-            let others = self.counter.steps_between(before.public.port(), after.public.port()) - own;
+            let steps = self.counter.steps_between(before.public.port(), after.public.port());
+            let others = steps - own;
             if !self.counter.is_on_step(before.public.port(), after.public.port()) {
                 // It stepped aside for a port that is taken, before the shot or after it.
                 continue;
             }
-            if others < 0 {
+            if (0..own).contains(&steps) {
                 short += 1;
-            } else if others <= MOST_BETWEEN {
+            } else if (0..=MOST_BETWEEN).contains(&others) {
                 let first = self.counter.port_after(before.public.port(), made - count(before.made));
                 let last = self.counter.port_after(first, others);
                 holds.push(Hold { first, last, to: shot.to.port() });
             }
         }
-        if holds.is_empty() && short > 0 { Err(TooShort) } else { Ok(holds) }
+        // A counter that went around, or packets that came out of order, look so now and then; a way that is too short, always.
+        if short > 0 && short == told { Err(TooShort) } else { Ok(holds) }
     }
 
     /// The NAT may have been restarted: where its counter was, and the mappings that were seen, say nothing of where it is.

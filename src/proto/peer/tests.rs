@@ -12,7 +12,7 @@ use super::*;
 use crate::proto::action::Action;
 use crate::proto::config::{Calls, Discovery, Host};
 use crate::proto::context::Output;
-use crate::proto::discovery::client::Client;
+use crate::proto::discovery::client::{Client, TooShort};
 use crate::proto::discovery::{PubInfo, Reply, Start};
 use crate::proto::introduction::Introducer;
 use crate::proto::keys::PrivateKey;
@@ -160,6 +160,20 @@ fn settle_behind(
         local.collect_discovery();
     }
     closed
+}
+
+/// What discovery asked, and where its shots come between: sees each question at the port that `public` gives it.
+fn answer_hold(local: &mut Local, now: Instant, public: impl Fn(usize) -> u16) {
+    local.collect_discovery();
+    let sent: Vec<_> = local.out.drain(..).collect();
+    let questions = sent.into_iter().filter_map(|output| match output {
+        Output::Transmit(sent) if sent.ttl.is_none() => Start::parse(&sent.payload),
+        Output::Transmit(_) | Output::Action(_) => None,
+    });
+    for (nth, Start { transaction, reply }) in questions.enumerate() {
+        let public = SocketAddr::from(([203, 0, 113, 9], public(nth)));
+        local.discovery.handle_datagram(now, &PubInfo { transaction, reply, public }.encode());
+    }
 }
 
 /// Where it has sent to since it was asked last.
@@ -354,6 +368,29 @@ fn an_answer_that_names_somebody_else_gets_them_a_few_packets_of_ours() {
     assert_eq!(data(&mut local), 1, "what waited goes right behind the first probe");
     let more = (0..500).filter(|nth| peer.handle_packet(at(45), &mut local, &mut inner(*nth)).is_some()).count();
     assert_eq!(more + data(&mut local), MAX_QUEUED - 1);
+}
+
+#[test]
+fn a_hold_is_too_short_only_where_none_of_its_shots_took_a_port() {
+    let mut local = local(servers());
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let places = [1, 2].map(|port| SocketAddr::from(([203, 0, 113, 1], port)));
+    let mut held = |ms, public: &dyn Fn(usize) -> u16| {
+        let socket = local.ids.next();
+        assert!(local.discovery.hold(at(ms), socket, &places, 2, u32::MAX) > 0);
+        answer_hold(&mut local, at(ms), public);
+        let held = local.discovery.held(socket);
+        local.discovery.forget_scout(socket);
+        held
+    };
+    assert_eq!(held(100, &|nth| 41_000 + nth as u16), Err(TooShort), "every port is the question's before it and one");
+    // It came to the end of its ports, and nobody knew where that is.
+    assert_eq!(held(200, &|nth| if nth < 2 { 65_534 + nth as u16 } else { 1024 + 2 * nth as u16 }).map(|_| ()), Ok(()));
+    // The first two questions overtook each other.
+    assert_eq!(held(300, &|nth| 43_000 + [1, 0, 4, 3, 6, 7, 8][nth]).map(|_| ()), Ok(()));
 }
 
 #[test]
