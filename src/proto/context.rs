@@ -240,13 +240,16 @@ impl Local {
     /// The same, as far as it can be said without opening anything: `fresh_port` stands for one that would be opened.
     pub fn outline(&self, now: Instant, socket: SocketId, via: Via) -> Report {
         let view = self.discovery.view(now, socket);
-        let behind_nat = view.mapping != Mapping::None && view.tuple.is_some();
         let keeps = matches!(view.allocation, Allocation::Preserving | Allocation::SecondPriority { .. });
         let preserves = keeps || view.fresh_preserves;
         let (rtt, seen) = self.passer_view(via);
+        // Without discovery, or where all its answers to a scout were lost, the address that the one who passes the call sees us at is the
+        // only tuple that there is.
+        let tuple = view.tuple.or(seen.filter(SocketAddr::is_ipv4));
+        // Whoever keeps first ports names one with any tuple: another call's plan would take its first mapping for one of the sequence.
+        let behind_nat = view.mapping != Mapping::None && tuple.is_some();
         Report {
-            // Without discovery, the address that the one who passes the call sees us at is the only tuple that there is.
-            tuple: view.tuple.or(seen.filter(SocketAddr::is_ipv4)),
+            tuple,
             mapping: view.mapping,
             filtering: view.filtering,
             allocation: view.allocation,

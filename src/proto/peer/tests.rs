@@ -394,6 +394,41 @@ fn a_hold_is_too_short_only_where_none_of_its_shots_took_a_port() {
 }
 
 #[test]
+fn a_member_whose_first_ports_are_kept_names_one_even_where_a_scout_heard_nothing() {
+    let mut local = local(servers());
+    let seen = Some(SocketAddr::from(([203, 0, 113, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    let mut ports = BTreeMap::from([(SocketId::MAIN_V4, config::MEMBER_PORT)]);
+    let mut next = 50_000;
+    local.collect_discovery();
+    while let Some(output) = local.out.pop_front() {
+        match output {
+            Output::Action(Action::OpenSocket { id, port }) => drop(ports.insert(id, port)),
+            Output::Action(_) => {}
+            Output::Transmit(sent) => {
+                let kept = ports.get(&sent.socket).copied().filter(|port| *port < 50_000);
+                let public = SocketAddr::from(([203, 0, 113, 9], kept.unwrap_or(next)));
+                // The first of a socket's keeps its port, each other one has the next of the sequence.
+                ports.insert(sent.socket, 50_000);
+                next += u16::from(kept.is_none());
+                if let Some(Start { transaction, reply: Reply::Same }) = Start::parse(&sent.payload) {
+                    let info = PubInfo { transaction, reply: Reply::Same, public };
+                    local.discovery.handle_datagram(at(0), &info.encode());
+                }
+            }
+        }
+    }
+    let scout = local.ids.next();
+    assert!(local.discovery.scout(at(10), scout, u32::MAX) > 0);
+    let outline = local.outline(at(2000), scout, VIA);
+    assert!(matches!(outline.allocation, Allocation::SecondPriority { .. }), "{outline:?}");
+    assert!(outline.tuple.is_some() && outline.fresh_port.is_some(), "{outline:?}");
+}
+
+#[test]
 fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let mut local = local(servers());
     let mut mappings = Vec::new();
