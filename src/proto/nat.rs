@@ -281,7 +281,7 @@ const STEPS_ASIDE: u32 = 16;
 /// Three of four say more than two of three.
 const FEWEST_FOR_A_MAJORITY: usize = 4;
 
-fn gcd(a: u32, b: u32) -> u32 {
+pub fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 

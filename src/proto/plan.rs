@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use super::config::Punch;
 use super::counter;
-use super::message_control::{Budget, CandidateKind, Hold, Report, Terms};
+use super::message_control::{Budget, Candidate, CandidateKind, Hold, Report, Terms, reachable};
 use super::nat::{Allocation, Filtering, Mapping};
 
 /// How a side's public port towards the other behaves.
@@ -324,14 +324,14 @@ fn moving(report: &Report, last: SocketAddr, step: i32, by_address: bool) -> Por
     Port::Moving(Moving { last, step, by_address, range: report.range, holds: report.holds.clone() })
 }
 
-/// Whether packets from anywhere may come to that address: not private (RFC 1918), not a carrier's own (RFC 6598).
+/// Whether an IPv4 address means the same everywhere: not one of RFC 1918's, nor of the carriers' (RFC 6598).
 pub fn is_global(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let [a, b, ..] = ip.octets();
             !(ip.is_private() || ip.is_link_local() || ip.is_loopback() || (a == 100 && (64..128).contains(&b)))
         }
-        IpAddr::V6(ip) => !ip.is_unique_local() && !ip.is_unicast_link_local(),
+        IpAddr::V6(_) => false,
     }
 }
 
@@ -393,10 +393,28 @@ fn gate_round(pair: &Pair<'_>) -> Round {
 
 /// Whether there are candidates that may need no punch at all: the same site, IPv6 at both sides, or a mapped port.
 fn has_nearer(a: &Report, b: &Report) -> bool {
-    let has = |report: &Report, kind| report.candidates.iter().any(|candidate| candidate.kind == kind);
     let same_site = a.tuple.zip(b.tuple).is_some_and(|(a, b)| a.ip() == b.ip());
-    let ipv6 = has(a, CandidateKind::Ipv6) && has(b, CandidateKind::Ipv6);
-    same_site || ipv6 || has(a, CandidateKind::Mapped) || has(b, CandidateKind::Mapped)
+    let of = |theirs: &Report, ours| theirs.candidates.iter().any(|candidate| is_nearer(candidate, ours));
+    same_site || of(b, a) || of(a, b)
+}
+
+/// Whether a peer's candidate, an IPv6 address or a mapped port, is of use to who reports `ours`, wherever that is.
+pub fn is_nearer(candidate: &Candidate, ours: &Report) -> bool {
+    let ip = candidate.address.ip();
+    match candidate.kind {
+        CandidateKind::Host => false,
+        // A link's own address is in no report that was parsed, so it is none for its owner either.
+        CandidateKind::Ipv6 => {
+            let has = |own: &Candidate| own.kind == CandidateKind::Ipv6 && reachable(own.address).is_some();
+            ip.is_ipv6() && reachable(candidate.address).is_some() && ours.candidates.iter().any(has)
+        }
+        // A router behind a carrier's NAT maps an address of the carrier's: of use to its other customers alone. A carrier has several
+        // public addresses, so only this tells them.
+        CandidateKind::Mapped => {
+            let is_customer = |own: &Candidate| own.kind == CandidateKind::Mapped && !is_global(own.address.ip());
+            is_global(ip) || ours.candidates.iter().any(is_customer)
+        }
+    }
 }
 
 fn common(a: Budget, b: Budget) -> Budget {

@@ -258,3 +258,38 @@ fn the_next_port_is_extrapolated_by_the_differential_and_by_time() {
     let next = window::aim(&report, Duration::from_millis(50)).expect("is known");
     assert_eq!(next.port(), 30_000 + 2 * (1 + 10));
 }
+
+#[test]
+fn a_private_or_a_carriers_address_is_not_global() {
+    for (address, global) in [
+        ("203.0.113.9", true),
+        ("100.63.255.255", true),
+        ("100.128.0.0", true),
+        ("100.64.0.0", false),
+        ("100.127.255.255", false),
+        ("10.0.0.1", false),
+        ("172.31.0.1", false),
+        ("192.168.0.1", false),
+        ("2001:db8::1", false),
+    ] {
+        assert_eq!(is_global(address.parse().expect("an address")), global, "{address}");
+    }
+}
+
+#[test]
+fn what_no_probe_would_go_to_is_nothing_nearer() {
+    let with = |report: Report, kind, address: &str| {
+        let address = address.parse().expect("an address");
+        Report { candidates: vec![Candidate { kind, address }], ..report }
+    };
+    let (a, b) = (counting(1), there(counting(1)));
+    let mapped = |ip: &str| with(b.clone(), CandidateKind::Mapped, ip);
+    let ipv6 = |report: &Report, ip: &str| with(report.clone(), CandidateKind::Ipv6, ip);
+    assert!(has_nearer(&a, &mapped("203.0.113.6:4275")) && has_nearer(&mapped("203.0.113.6:4275"), &a));
+    assert!(!has_nearer(&a, &mapped("100.64.0.7:4275")));
+    let customer = with(a.clone(), CandidateKind::Mapped, "100.64.0.9:4275");
+    assert!(has_nearer(&customer, &mapped("100.64.0.7:4275")));
+    assert!(!has_nearer(&a, &ipv6(&b, "[2001:db8::7]:4275")));
+    assert!(!has_nearer(&ipv6(&a, "[fe80::1]:4275"), &ipv6(&b, "[2001:db8::7]:4275")));
+    assert!(has_nearer(&ipv6(&a, "[2001:db8::1]:4275"), &ipv6(&b, "[2001:db8::7]:4275")));
+}
