@@ -526,6 +526,11 @@ impl Client {
             let nat = Nat::classify(&main, if looks.is_empty() { &main } else { &looks }, &self.own);
             let known = nat.mapping != Mapping::Unknown && nat.allocation != Allocation::Unknown;
             if known || self.nat.mapping == Mapping::Unknown {
+                let kind = |nat: &Nat| (nat.mapping, std::mem::discriminant(&nat.allocation));
+                if kind(&nat) != kind(&self.nat) {
+                    // What was seen is told apart by how many mappings of ours came before, and those are counted anew.
+                    self.counter = Counter::default();
+                }
                 self.nat = nat;
             }
         }

@@ -429,6 +429,43 @@ fn a_member_whose_first_ports_are_kept_names_one_even_where_a_scout_heard_nothin
 }
 
 #[test]
+fn what_was_counted_by_another_reading_of_the_nat_is_counted_anew() {
+    let mut local = local(servers());
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    local.collect_discovery();
+    let mut mappings: Vec<(SocketId, std::net::IpAddr)> = Vec::new();
+    let mut answers = Vec::new();
+    for output in local.out.drain(..) {
+        let Output::Transmit(sent) = output else { continue };
+        // Its NAT maps by address.
+        let mapping = (sent.socket, sent.to.ip());
+        if !mappings.contains(&mapping) {
+            mappings.push(mapping);
+        }
+        let nth = mappings.iter().position(|known| *known == mapping).expect("is there");
+        let public = SocketAddr::from(([203, 0, 113, 9], 40_000 + u16::try_from(nth).expect("is small")));
+        if let Some(Start { transaction, reply: Reply::Same }) = Start::parse(&sent.payload) {
+            answers.push((sent.to.port(), PubInfo { transaction, reply: Reply::Same, public }.encode()));
+        }
+    }
+    let first_port = answers.iter().map(|(port, _)| *port).min();
+    let (early, late): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(port, _)| Some(*port) == first_port);
+    for (_, answer) in early {
+        local.discovery.handle_datagram(at(20), &answer);
+    }
+    // Nothing more comes for a while, and two ports at two addresses look as if the NAT maps by address and port.
+    local.discovery.handle_timeout(at(240));
+    let mapping = |local: &Local| local.discovery.view(at(250), SocketId::MAIN_V4).mapping;
+    assert!(local.discovery.moves() && mapping(&local) == Mapping::AddressAndPortDependent);
+    for (_, answer) in late {
+        local.discovery.handle_datagram(at(250), &answer);
+    }
+    assert_eq!(mapping(&local), Mapping::AddressDependent);
+    assert_eq!(local.discovery.position().map(|(port, _)| port), Some(40_003));
+}
+
+#[test]
 fn a_hold_that_comes_after_the_path_does_not_close_its_socket() {
     let mut local = local(servers());
     let mut mappings = Vec::new();
