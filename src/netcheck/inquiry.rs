@@ -66,12 +66,12 @@ impl Inquiry {
             if self.opened < SOCKETS {
                 for _ in 0..PAIR {
                     let socket = self.new_socket();
-                    self.client.scout(now, socket);
+                    self.client.scout(now, socket, u32::MAX);
                 }
             } else {
                 if self.client.moves() {
                     let socket = self.new_socket();
-                    self.client.watch(now, socket, 0);
+                    self.client.watch(now, socket, 0, u32::MAX);
                 }
                 self.next = None;
             }

@@ -100,9 +100,7 @@ impl Page {
             let names = listed(&names);
             let words = match outcome {
                 Outlook::Good => format!("a direct path is found to peers behind {names}"),
-                Outlook::NeedsProbes(probes) => {
-                    format!("behind {names}: with `probes = {probes}` in [punch] at both sides")
-                }
+                Outlook::Needs(needs) => format!("behind {names}: with {needs} in [punch] at both sides"),
                 Outlook::Poor(why) => format!(
                     "behind {names}: hardly ever, as {why}; a port mapped on either router, or IPv6 at both sides, is what helps"
                 ),

@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::config;
 use super::message_control;
 use super::nat::Mapping;
-use super::plan;
 use super::{Instant, SocketId};
 
 /// How often a paced side sends: 100 parts a second, so at the usual 1,000 probes a second ten at a time.
@@ -68,6 +67,7 @@ impl Budget {
         message_control::Budget {
             probes: self.limits.probes.saturating_sub(self.probes),
             entries: self.limits.entries.saturating_sub(self.entries),
+            rate: self.limits.pace(),
         }
     }
 
@@ -102,6 +102,15 @@ impl Budget {
         ok
     }
 
+    /// How many entries a survey, a watch or a hold may make: a call's first look may always be, for without it there is no call.
+    pub fn survey_left(&self) -> u32 {
+        match (self.entries, self.sockets_left()) {
+            (0, _) => u32::MAX,
+            (_, 0) => 0,
+            (spent, _) => self.limits.entries.saturating_sub(spent),
+        }
+    }
+
     /// A survey for this call opened a socket, and made so many entries.
     pub fn note_survey(&mut self, entries: u32) {
         self.sockets = self.sockets.saturating_add(u32::from(entries > 0));
@@ -120,8 +129,7 @@ impl Budget {
     }
 
     fn rate(&self) -> f64 {
-        let rate = self.limits.rate.unwrap_or_else(|| plan::rate(self.limits.probes));
-        f64::from(rate)
+        f64::from(self.limits.pace())
     }
 
     /// How many probes a paced side may send now.
@@ -213,6 +221,16 @@ mod tests {
             }
             prop_assert!(sent <= now + 10, "{} in {} ms", sent, now);
         }
+    }
+
+    #[test]
+    fn a_call_looks_once_whatever_its_limits_are_and_again_within_them() {
+        let mut budget = Budget::new(config::Punch { entries: 10, sockets: 2, ..config::Punch::default() });
+        assert_eq!(budget.survey_left(), u32::MAX);
+        budget.note_survey(4);
+        assert_eq!(budget.survey_left(), 6);
+        budget.note_survey(4);
+        assert_eq!(budget.survey_left(), 0, "there are two left, and no socket");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::keys::{PresharedKey, PrivateKey, PublicKey};
+use super::plan;
 
 /// The discovery servers' well-known series of ports (patent \[0058\]; the contract's 4270 to 4273).
 pub const DISCOVERY_PORTS: [u16; 4] = [4270, 4271, 4272, 4273];
@@ -123,6 +124,13 @@ pub struct Punch {
     pub hard_calls: u32,
     /// Then the call has failed; it is tried again with back-off.
     pub timeout: Duration,
+}
+
+impl Punch {
+    /// Probes a second.
+    pub fn pace(&self) -> u32 {
+        self.rate.unwrap_or_else(|| plan::rate(self.probes))
+    }
 }
 
 impl Default for Punch {

@@ -224,7 +224,7 @@ impl Local {
             sockets: punch.sockets,
             probes: punch.probes,
             entries: punch.entries,
-            rate: punch.rate.unwrap_or_else(|| plan::rate(punch.probes)),
+            rate: punch.pace(),
             timeout_s: punch.timeout.as_secs_f64(),
             hard_calls: punch.hard_calls,
             hard_calls_now: u32::try_from(self.hard_calls.len()).unwrap_or(u32::MAX),
@@ -243,13 +243,16 @@ impl Local {
     /// The same, as far as it can be said without opening anything: `fresh_port` stands for one that would be opened.
     pub fn outline(&self, now: Instant, socket: SocketId, via: Via) -> Report {
         let view = self.discovery.view(now, socket);
-        let behind_nat = view.mapping != Mapping::None && view.tuple.is_some();
         let keeps = matches!(view.allocation, Allocation::Preserving | Allocation::SecondPriority { .. });
         let preserves = keeps || view.fresh_preserves;
         let (rtt, seen) = self.passer_view(via);
+        // Without discovery, or where all its answers to a scout were lost, the address that the one who passes the call sees us at is the
+        // only tuple that there is.
+        let tuple = view.tuple.or(seen.filter(SocketAddr::is_ipv4));
+        // Whoever keeps first ports names one with any tuple: another call's plan would take its first mapping for one of the sequence.
+        let behind_nat = view.mapping != Mapping::None && tuple.is_some();
         Report {
-            // Without discovery, the address that the one who passes the call sees us at is the only tuple that there is.
-            tuple: view.tuple.or(seen.filter(SocketAddr::is_ipv4)),
+            tuple,
             mapping: view.mapping,
             filtering: view.filtering,
             allocation: view.allocation,
@@ -297,9 +300,6 @@ impl Local {
         };
         let on_link = |ip: IpAddr| self.addresses.iter().any(|net| net.contains(&ip));
         let is_own = |ip: IpAddr| self.addresses.iter().any(|net| net.addr() == ip);
-        // A carrier has several public addresses, so only this tells its customers.
-        let same_carrier = self.mapped.is_some_and(|mapped| !is_global(mapped.external.ip()));
-        let has_ipv6 = self.addresses.iter().any(|net| net.addr().is_ipv6());
         let worthwhile = |candidate: &Candidate| {
             let ip = candidate.address.ip();
             match candidate.kind {
@@ -307,41 +307,10 @@ impl Local {
                 CandidateKind::Host => {
                     !is_own(ip) && (same_site || on_link(ip)) && theirs.tuple != Some(candidate.address)
                 }
-                CandidateKind::Ipv6 => ip.is_ipv6() && has_ipv6 && !is_own(ip),
-                // A router behind a carrier's NAT maps an address of the carrier's: of use to its other customers alone.
-                CandidateKind::Mapped => is_global(ip) || same_site || on_link(ip) || same_carrier,
+                CandidateKind::Ipv6 => plan::is_nearer(candidate, ours) && !is_own(ip),
+                CandidateKind::Mapped => plan::is_nearer(candidate, ours) || same_site || on_link(ip),
             }
         };
         theirs.candidates.iter().copied().filter(worthwhile).collect()
-    }
-}
-
-/// Whether an IPv4 address means the same everywhere: not one of RFC 1918's, nor of the carriers' (RFC 6598).
-fn is_global(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !(ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),
-        IpAddr::V6(_) => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_private_or_a_carriers_address_is_not_global() {
-        for (address, global) in [
-            ("203.0.113.9", true),
-            ("100.63.255.255", true),
-            ("100.128.0.0", true),
-            ("100.64.0.0", false),
-            ("100.127.255.255", false),
-            ("10.0.0.1", false),
-            ("172.31.0.1", false),
-            ("192.168.0.1", false),
-            ("2001:db8::1", false),
-        ] {
-            assert_eq!(is_global(address.parse().expect("an address")), global, "{address}");
-        }
     }
 }

@@ -34,7 +34,7 @@
 //! | 10  | reason        | why the call is refused (1)                                                       |
 //! | 11  | range         | lowest and highest port (2 each) that the NAT was seen to give out                |
 //! | 12  | hold          | first and last port (2 each) between which a mapping of ours is, the port (2) of the receiver's that it leads to; up to [`MAX_HOLDS`] |
-//! | 13  | budget        | probes, NAT entries (4 each) that the sender may spend on this call               |
+//! | 13  | budget        | probes, NAT entries that the sender may spend on this call, and its probes a second (4 each) |
 //! | 14  | waiting       | (0) payload waits for this call: where both call at once, the call of the one that has some goes first |
 //! | 20  | beside        | nothing (0): the caller has a path and looks for a nearer one, by candidates alone |
 
@@ -163,6 +163,8 @@ impl Hold {
 pub struct Budget {
     pub probes: u32,
     pub entries: u32,
+    /// Probes a second: so both know how long a round of the slower one takes.
+    pub rate: u32,
 }
 
 /// The called member's decisions.
@@ -311,7 +313,7 @@ fn write_report(writer: Writer, report: &Report) -> Writer {
     if report.waiting {
         writer = writer.u8(WAITING).u8(0);
     }
-    writer.u8(BUDGET).u8(8).u32(report.budget.probes).u32(report.budget.entries)
+    writer.u8(BUDGET).u8(12).u32(report.budget.probes).u32(report.budget.entries).u32(report.budget.rate)
 }
 
 fn millis(duration: Duration) -> u32 {
@@ -395,7 +397,9 @@ impl Fields {
                 }
             }
             WAITING => self.report.waiting = true,
-            BUDGET => self.report.budget = Budget { probes: value.u32()?, entries: value.u32()? },
+            BUDGET => {
+                self.report.budget = Budget { probes: value.u32()?, entries: value.u32()?, rate: value.u32()? };
+            }
             MODIFICATION => self.terms.modification = punchable(value.address()?),
             AIM => self.terms.aim = punchable(value.address()?),
             ROUND => self.terms.round = Duration::from_millis(u64::from(value.u32()?)),
@@ -450,7 +454,7 @@ mod tests {
             fresh_port: Some(40123),
             range: Some((30_000, 34_095)),
             holds: vec![Hold { first: 30_008, last: 30_012, to: 40_000 }],
-            budget: Budget { probes: 2048, entries: 1280 },
+            budget: Budget { probes: 2048, entries: 1280, rate: 1000 },
             waiting: true,
         }
     }

@@ -289,7 +289,7 @@ const SEQUENCE_BY_CHANCE: f64 = 1e-4;
 /// Three of four say more than two of three.
 const FEWEST_FOR_A_MAJORITY: usize = 4;
 
-fn gcd(a: u32, b: u32) -> u32 {
+pub fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 

@@ -44,7 +44,7 @@ use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
 use holding::Holding;
-use punching::{Parties, Updating};
+use punching::{Hope, Parties, Updating};
 
 /// A peer with an endpoint gets so long to answer there before it is called as well.
 const ENDPOINT_FIRST: Duration = Duration::from_millis(600);
@@ -191,8 +191,7 @@ struct Punching {
     update: Option<Updating>,
     /// The caller has told its new report.
     updated: bool,
-    /// Where payload goes before anything was heard, and until when.
-    hope: Option<(Way, Instant)>,
+    hope: Option<Hope>,
 }
 
 struct Answered {
@@ -342,6 +341,7 @@ impl Peer {
         };
         match sealed {
             Some(way) => {
+                self.note_payload_sent();
                 self.paths.note_sent(now, before);
                 Some(way)
             }
@@ -522,12 +522,14 @@ impl Peer {
 
     /// Sends what waited for a session and a path.
     fn flush(&mut self, now: Instant, local: &mut Local) {
-        let Some(way) = self.way().or_else(|| self.hope(now)) else { return };
         let before = self.tunnel.last_sent();
         let mut sent = false;
-        while let Some(mut packet) = self.tunnel.poll_queued(now) {
+        while let Some(way) = self.way().or_else(|| self.hope(now))
+            && let Some(mut packet) = self.tunnel.poll_queued(now)
+        {
             if self.tunnel.seal(now, &mut packet) {
                 local.send_packet(way, &packet);
+                self.note_payload_sent();
                 sent = true;
             }
         }

@@ -34,12 +34,13 @@ pub mod scatter;
 pub mod sweep;
 pub mod window;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::config::Punch;
 use super::counter;
-use super::message_control::{Budget, CandidateKind, Hold, Report, Terms};
+use super::message_control::{Budget, Candidate, CandidateKind, Hold, Report, Terms, reachable};
 use super::nat::{Allocation, Filtering, Mapping};
 
 /// How a side's public port towards the other behaves.
@@ -206,10 +207,29 @@ impl Round {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outlook {
     Good,
-    /// It would, if both sides might send so many probes.
-    NeedsProbes(u32),
+    /// It would, if both sides' `[punch]` said so.
+    Needs(Needs),
     /// Not without help; a sentence part that says why: "both NATs pick …".
     Poor(&'static str),
+}
+
+/// What `[punch]` would have to say at both sides, where what it says is too little.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Needs {
+    pub probes: Option<u32>,
+    pub sockets: Option<u32>,
+    pub entries: Option<u32>,
+    pub timeout: Option<Duration>,
+}
+
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |key, value: Option<u32>| value.map(|value| format!("`{key} = {value}`"));
+        let timeout = self.timeout.map(|timeout| format!("`timeout = \"{}s\"`", timeout.as_secs()));
+        let all =
+            [number("probes", self.probes), number("sockets", self.sockets), number("entries", self.entries), timeout];
+        f.write_str(&all.into_iter().flatten().collect::<Vec<_>>().join(" and "))
+    }
 }
 
 /// All rounds of a call, the same on both sides because both have both reports and the terms.
@@ -304,14 +324,14 @@ fn moving(report: &Report, last: SocketAddr, step: i32, by_address: bool) -> Por
     Port::Moving(Moving { last, step, by_address, range: report.range, holds: report.holds.clone() })
 }
 
-/// Whether packets from anywhere may come to that address: not private (RFC 1918), not a carrier's own (RFC 6598).
+/// Whether an IPv4 address means the same everywhere: not one of RFC 1918's, nor of the carriers' (RFC 6598).
 pub fn is_global(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let [a, b, ..] = ip.octets();
             !(ip.is_private() || ip.is_link_local() || ip.is_loopback() || (a == 100 && (64..128).contains(&b)))
         }
-        IpAddr::V6(ip) => !ip.is_unique_local() && !ip.is_unicast_link_local(),
+        IpAddr::V6(_) => false,
     }
 }
 
@@ -373,14 +393,33 @@ fn gate_round(pair: &Pair<'_>) -> Round {
 
 /// Whether there are candidates that may need no punch at all: the same site, IPv6 at both sides, or a mapped port.
 fn has_nearer(a: &Report, b: &Report) -> bool {
-    let has = |report: &Report, kind| report.candidates.iter().any(|candidate| candidate.kind == kind);
     let same_site = a.tuple.zip(b.tuple).is_some_and(|(a, b)| a.ip() == b.ip());
-    let ipv6 = has(a, CandidateKind::Ipv6) && has(b, CandidateKind::Ipv6);
-    same_site || ipv6 || has(a, CandidateKind::Mapped) || has(b, CandidateKind::Mapped)
+    let of = |theirs: &Report, ours| theirs.candidates.iter().any(|candidate| is_nearer(candidate, ours));
+    same_site || of(b, a) || of(a, b)
+}
+
+/// Whether a peer's candidate, an IPv6 address or a mapped port, is of use to who reports `ours`, wherever that is.
+pub fn is_nearer(candidate: &Candidate, ours: &Report) -> bool {
+    let ip = candidate.address.ip();
+    match candidate.kind {
+        CandidateKind::Host => false,
+        // A link's own address is in no report that was parsed, so it is none for its owner either.
+        CandidateKind::Ipv6 => {
+            let has = |own: &Candidate| own.kind == CandidateKind::Ipv6 && reachable(own.address).is_some();
+            ip.is_ipv6() && reachable(candidate.address).is_some() && ours.candidates.iter().any(has)
+        }
+        // A router behind a carrier's NAT maps an address of the carrier's: of use to its other customers alone. A carrier has several
+        // public addresses, so only this tells them.
+        CandidateKind::Mapped => {
+            let is_customer = |own: &Candidate| own.kind == CandidateKind::Mapped && !is_global(own.address.ip());
+            is_global(ip) || ours.candidates.iter().any(is_customer)
+        }
+    }
 }
 
 fn common(a: Budget, b: Budget) -> Budget {
-    Budget { probes: a.probes.min(b.probes), entries: a.entries.min(b.entries) }
+    let rate = a.rate.min(b.rate).max(1);
+    Budget { probes: a.probes.min(b.probes), entries: a.entries.min(b.entries), rate }
 }
 
 /// What a strategy plans from.
@@ -395,11 +434,35 @@ pub struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// How long so many shots take, at the pace of a call that may send as many as this one.
+    /// How long so many shots take, at the pace of the slower one.
     pub fn punch_time(&self, shots: u32) -> Duration {
-        Duration::from_secs_f64(f64::from(shots) / f64::from(rate(self.budget.probes)))
+        Duration::from_secs_f64(f64::from(shots) / f64::from(self.budget.rate))
     }
 }
+
+impl Pair<'_> {
+    /// What `[punch]` lacks for so many probes.
+    fn needs(&self, probes: u32) -> Needs {
+        let more = probes > self.budget.probes;
+        let rate = if more { self.punch.rate.unwrap_or_else(|| rate(probes)) } else { self.budget.rate };
+        let takes = Duration::from_secs_f64(f64::from(probes) / f64::from(rate.max(1))) + BESIDE;
+        let whole = Duration::from_secs(takes.as_secs() + u64::from(takes.subsec_nanos() > 0));
+        Needs {
+            probes: more.then_some(probes),
+            timeout: (takes > self.punch.timeout).then_some(whole),
+            ..Needs::default()
+        }
+    }
+
+    /// The outlook of a plan that is good in all but perhaps its length.
+    fn good_in_time(&self, probes: u32) -> Outlook {
+        let needs = self.needs(probes);
+        if needs.timeout.is_some() { Outlook::Needs(needs) } else { Outlook::Good }
+    }
+}
+
+/// What a call takes besides its probes: the gate before and the proof behind, a round's time at most.
+const BESIDE: Duration = LONGEST_ROUND;
 
 /// Probes a second of a call that may send `probes` in all: what it may send in eight of its ten seconds, but no fewer than 1,000,
 /// a voice call's both directions and some, and no more than 25,000 (20 Mbit/s).

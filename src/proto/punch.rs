@@ -21,7 +21,7 @@ use rand_chacha::rand_core::RngCore;
 use super::budget::{Budget, Entries, TICK};
 use super::discovery::client::SCOUT_PORTS;
 use super::message_control::{CallId, Candidate, CandidateKind, Hold};
-use super::nat::{Made, Mapping};
+use super::nat::{Made, Mapping, gcd};
 use super::plan::{self, Line, Outlook, Plan, Side, Sockets, Strategy, Target, Timing};
 use super::probe::Token;
 use super::{Instant, SocketId};
@@ -130,10 +130,6 @@ impl Draw {
         let place = (u64::from(self.start) + u64::from(nth) * u64::from(self.stride)) % u64::from(at.count.max(1));
         SocketAddr::new(at.ip, at.port(u32::try_from(place).unwrap_or(0)))
     }
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Behind an answer, so long that the caller has read it before the shot comes.

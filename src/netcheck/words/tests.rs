@@ -1,4 +1,5 @@
 use super::*;
+use crate::proto::plan::Needs;
 use crate::proto::snapshot::Confidence;
 
 fn seen(server: &str, public: Option<&str>, purpose: &str) -> Observation {
@@ -72,7 +73,7 @@ fn each_outcome_has_its_line_and_says_what_helps() {
     let prospects = [
         (Kind::Open, GOOD),
         (Kind::Cone, (Strategy::Scatter, Outlook::Good)),
-        (Kind::RandomByAddress, (Strategy::Grid, Outlook::NeedsProbes(200_000))),
+        (Kind::RandomByAddress, (Strategy::Grid, Outlook::Needs(Needs { probes: Some(200_000), ..Needs::default() }))),
         (Kind::Random, (Strategy::Cells, Outlook::Poor("both NATs pick random ports for each destination"))),
     ];
     let text = report(&nat(), "none", &prospects);

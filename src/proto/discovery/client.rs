@@ -174,11 +174,11 @@ impl Client {
         self.handle_timeout(now);
     }
 
-    /// Surveys from a new socket; the caller owns the socket from then on. Gives how many mappings that may
-    /// make; 0: there are enough of them.
-    pub fn scout(&mut self, now: Instant, socket: SocketId) -> u32 {
+    /// Surveys from a new socket, if that makes no more than `most` mappings; the caller owns the socket from then on. Gives how
+    /// many that may make; 0: there are enough of them.
+    pub fn scout(&mut self, now: Instant, socket: SocketId, most: u32) -> u32 {
         let targets = self.targets();
-        self.add_scout(now, socket, &targets, |survey, _| survey)
+        self.add_scout(now, socket, &targets, most, |survey, _| survey)
     }
 
     /// From how many sockets one after the other the counter is watched for a fifth of a second: by address, one shows but a mapping for
@@ -188,11 +188,11 @@ impl Client {
         WATCH_LOOKS.checked_div(looks).map_or(0, |watches| watches.max(1))
     }
 
-    /// The `nth` of those watches, from a new socket: a look every 25 ms.
-    pub fn watch(&mut self, now: Instant, socket: SocketId, nth: u32) -> u32 {
+    /// The `nth` of those watches, from a new socket: a look every 25 ms, of no more than `most` mappings in all.
+    pub fn watch(&mut self, now: Instant, socket: SocketId, nth: u32, most: u32) -> u32 {
         let targets = self.fresh_targets(usize::MAX);
         let before = nth * u32::try_from(targets.len()).unwrap_or(0);
-        self.add_scout(now, socket, &targets, |survey, _| survey.spread(before))
+        self.add_scout(now, socket, &targets, most, |survey, _| survey.spread(before))
     }
 
     /// Whether others take so many ports that a sweep must be long.
@@ -200,15 +200,17 @@ impl Client {
         self.counter.rate().is_some_and(|rate| rate.per_s - rate.error > BUSY_RATE)
     }
 
-    /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops.
-    /// [`Client::held`] tells the ports, once it is ready.
-    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8) -> u32 {
+    /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops,
+    /// if that makes no more than `most` mappings. [`Client::held`] tells the ports, once it is ready.
+    pub fn hold(&mut self, now: Instant, socket: SocketId, to: &[SocketAddr], ttl: u8, most: u32) -> u32 {
         let targets = self.fresh_targets(HOLD_QUESTIONS);
         if targets.len() < 2 || to.is_empty() {
             return 0;
         }
-        let made = self.add_scout(now, socket, &targets, |survey, rng| survey.hold(to, ttl, rng));
-        if made == 0 { 0 } else { made + to.len() as u32 }
+        let shots = to.len() as u32;
+        let most = most.saturating_sub(shots);
+        let made = self.add_scout(now, socket, &targets, most, |survey, rng| survey.hold(to, ttl, rng));
+        if made == 0 { 0 } else { made + shots }
     }
 
     fn add_scout(
@@ -216,9 +218,10 @@ impl Client {
         now: Instant,
         socket: SocketId,
         targets: &[Target],
+        most: u32,
         shape: impl FnOnce(Survey, &mut ChaCha20Rng) -> Survey,
     ) -> u32 {
-        if self.scouts.len() >= MAX_SCOUTS || targets.is_empty() {
+        if self.scouts.len() >= MAX_SCOUTS || targets.is_empty() || targets.len() as u64 > u64::from(most) {
             return 0;
         }
         let port = self.scout_port();
@@ -253,7 +256,7 @@ impl Client {
         let step = i64::from(self.counter.step());
         let count = |made: Made| made.counted(self.nat.mapping, self.nat.allocation) as i64;
         let looks: Vec<Observation> = scout.looks().filter(|seen| !self.keeps(seen)).collect();
-        let (mut holds, mut short) = (Vec::new(), 0);
+        let (mut holds, mut short, mut told) = (Vec::new(), 0, 0);
         for shot in scout.shots() {
             let Some(made) = shot.made.map(count) else { continue };
             // By address, all shots but the first share its mapping.
@@ -268,21 +271,24 @@ impl Client {
             if step == 0 {
                 continue;
             }
+            told += 1;
             let own = count(after.made) - count(before.made);
-            let others = self.counter.steps_between(before.public.port(), after.public.port()) - own;
+            let steps = self.counter.steps_between(before.public.port(), after.public.port());
+            let others = steps - own;
             if !self.counter.is_on_step(before.public.port(), after.public.port()) {
                 // It stepped aside for a port that is taken, before the shot or after it.
                 continue;
             }
-            if others < 0 {
+            if (0..own).contains(&steps) {
                 short += 1;
-            } else if others <= MOST_BETWEEN {
+            } else if (0..=MOST_BETWEEN).contains(&others) {
                 let first = self.counter.port_after(before.public.port(), made - count(before.made));
                 let last = self.counter.port_after(first, others);
                 holds.push(Hold { first, last, to: shot.to.port() });
             }
         }
-        if holds.is_empty() && short > 0 { Err(TooShort) } else { Ok(holds) }
+        // A counter that went around, or packets that came out of order, look so now and then; a way that is too short, always.
+        if short > 0 && short == told { Err(TooShort) } else { Ok(holds) }
     }
 
     /// The NAT may have been restarted: where its counter was, and the mappings that were seen, say nothing of where it is.
@@ -520,6 +526,11 @@ impl Client {
             let nat = Nat::classify(&main, if looks.is_empty() { &main } else { &looks }, &self.own);
             let known = nat.mapping != Mapping::Unknown && nat.allocation != Allocation::Unknown;
             if known || self.nat.mapping == Mapping::Unknown {
+                let kind = |nat: &Nat| (nat.mapping, std::mem::discriminant(&nat.allocation));
+                if kind(&nat) != kind(&self.nat) {
+                    // What was seen is told apart by how many mappings of ours came before, and those are counted anew.
+                    self.counter = Counter::default();
+                }
                 self.nat = nat;
             }
         }

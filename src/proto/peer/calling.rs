@@ -49,7 +49,7 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 const ABSENT_REST: Duration = Duration::from_millis(300);
 const LONGEST_ABSENT_REST: Duration = Duration::from_secs(120);
 /// Another hard call of our own goes first: most take a few round trips.
-const TURN_REST: Duration = Duration::from_millis(200);
+pub(super) const TURN_REST: Duration = Duration::from_millis(200);
 /// The called member was in another hard call: those take about as long.
 pub(super) const BUSY_REST: Duration = Duration::from_millis(1500);
 /// A member that does not want us will not want us in a second either.
@@ -248,7 +248,8 @@ impl Peer {
             || (self.broke && local.discovery.may_be_behind_nat())
         {
             let scout = local.ids.next();
-            let made = local.discovery.scout(now, scout);
+            let most = self.budget(local).survey_left();
+            let made = local.discovery.scout(now, scout, most);
             if made > 0 {
                 self.budget(local).note_survey(made);
                 socket = scout;

@@ -77,9 +77,10 @@ impl Peer {
         Some(Holding { socket, further })
     }
 
-    fn hold(&mut self, now: Instant, local: &mut Local, places: &[SocketAddr], ttl: u8) -> Option<SocketId> {
+    pub(super) fn hold(&mut self, now: Instant, local: &mut Local, places: &[SocketAddr], ttl: u8) -> Option<SocketId> {
         let socket = local.ids.next();
-        let made = local.discovery.hold(now, socket, places, ttl);
+        let most = self.budget(local).survey_left();
+        let made = local.discovery.hold(now, socket, places, ttl, most);
         self.budget(local).note_survey(made);
         (made > 0).then_some(socket)
     }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::called::COMPUTING;
-use super::calling::{FIRST_REST, UPDATE, retry_after};
+use super::calling::{BUSY_REST, FIRST_REST, TURN_REST, UPDATE, retry_after};
 use super::{Call, Peer, Punching, words};
 use crate::proto::action::Drop;
 use crate::proto::budget::Budget;
@@ -24,6 +24,7 @@ use crate::proto::plan::{self, Outlook, Plan, Round, Strategy, Target, sweep};
 use crate::proto::probe::Ack;
 use crate::proto::punch::{Punch, Role, Setup, Shot, Step};
 use crate::proto::snapshot::Method;
+use crate::proto::tunnel::MAX_QUEUED;
 use crate::proto::wire::{Dudp, HEADER_LEN};
 use crate::proto::{Action, Instant, SocketId};
 
@@ -86,14 +87,22 @@ impl Parties {
 /// The caller's first packet may be payload, right behind the first probe: where the plan has it shoot from one socket at one
 /// port that is the peer's by its own sealed word, or where both have IPv6. The called member has no key of the caller's confirmed
 /// yet, and waits.
-fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<(Way, Instant)> {
+fn hope(now: Instant, setup: &Setup, parties: &Parties) -> Option<Hope> {
     if setup.role == Role::Called {
         return None;
     }
     let until = now + parties.terms.round / 4;
     let ipv6 = setup.candidates.iter().find(|candidate| candidate.kind == CandidateKind::Ipv6);
     let ipv6 = ipv6.map(|candidate| Way { socket: SocketId::MAIN_V6, remote: candidate.address });
-    known_way(setup, parties).or(ipv6).map(|way| (way, until))
+    known_way(setup, parties).or(ipv6).map(|way| Hope { way, until, left: MAX_QUEUED })
+}
+
+/// Where payload goes before anything was heard.
+pub(super) struct Hope {
+    way: Way,
+    until: Instant,
+    /// So many packets more: what a peer tells us may be somebody else's address, who gets no more than what had waited for a path.
+    left: usize,
 }
 
 /// The one way that the plan begins with, where it needs no guess.
@@ -184,7 +193,8 @@ impl Peer {
         let mut watches = Vec::new();
         for nth in 0..local.discovery.watches() {
             let socket = local.ids.next();
-            let made = local.discovery.watch(now, socket, nth);
+            let most = self.budget(local).survey_left();
+            let made = local.discovery.watch(now, socket, nth, most);
             self.budget(local).note_survey(made);
             if made > 0 {
                 watches.push(socket);
@@ -250,7 +260,17 @@ impl Peer {
     /// Where payload may go before anything was heard: the one port that the peer's sealed answer names, for a moment.
     pub(super) fn hope(&self, now: Instant) -> Option<Way> {
         let Call::Punching(punching) = &self.call else { return None };
-        punching.hope.filter(|(_, until)| now < *until).map(|(way, _)| way)
+        punching.hope.as_ref().filter(|hope| now < hope.until && hope.left > 0).map(|hope| hope.way)
+    }
+
+    /// Payload was sent; without a path, in hope.
+    pub(super) fn note_payload_sent(&mut self) {
+        if self.paths.current().is_none()
+            && let Call::Punching(punching) = &mut self.call
+            && let Some(hope) = &mut punching.hope
+        {
+            hope.left = hope.left.saturating_sub(1);
+        }
     }
 
     pub(super) fn drive_punch(&mut self, now: Instant, local: &mut Local) {
@@ -261,6 +281,10 @@ impl Peer {
         if let Some(holds) = punching.punch.wants_aim(now) {
             let aim = local.discovery.expect(now).and_then(|(place, ahead)| sweep::aim(holds, place, ahead, most));
             punching.punch.aim_sweep(aim);
+        }
+        // What began with a round for all may come to one that few may do at a time.
+        if punching.punch.is_hard() && !local.take_hard_turn(self.id) {
+            return self.miss_turn(now, local);
         }
         let steps = punching.punch.handle_timeout(now, &mut local.ids, &mut local.rng);
         local.discovery.note_mappings(punching.punch.take_mappings());
@@ -335,6 +359,16 @@ impl Peer {
         }
         self.drive(now, local);
         Ok(())
+    }
+
+    /// The rest of the plan is hard, and another call is at that: the try ends here, and its turn comes with the next one. A path that is
+    /// in use stays.
+    fn miss_turn(&mut self, now: Instant, local: &mut Local) {
+        let Call::Punching(punching) = &self.call else { return };
+        let rest = if punching.punch.role() == Role::Caller { TURN_REST } else { BUSY_REST };
+        self.why =
+            Some("another hard call goes first, as `hard_calls` in [punch] says; this one is tried again".to_owned());
+        self.pause(now, local, rest);
     }
 
     fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {

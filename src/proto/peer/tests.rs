@@ -12,14 +12,15 @@ use super::*;
 use crate::proto::action::Action;
 use crate::proto::config::{Calls, Discovery, Host};
 use crate::proto::context::Output;
-use crate::proto::discovery::client::Client;
+use crate::proto::discovery::client::{Client, TooShort};
 use crate::proto::discovery::{PubInfo, Reply, Start};
 use crate::proto::introduction::Introducer;
 use crate::proto::keys::PrivateKey;
 use crate::proto::message_control::{self, Answer, Update};
 use crate::proto::nat::{Allocation, Mapping};
-use crate::proto::noise::{Identity, RESPONSE_LEN};
+use crate::proto::noise::{INITIATION_LEN, Identity, RESPONSE_LEN};
 use crate::proto::time::{Wall, WallClock};
+use crate::proto::tunnel::MAX_QUEUED;
 use crate::proto::wire::Dudp;
 
 const VIA: Via = Via::Member { id: 9, delay: Duration::from_millis(40) };
@@ -60,6 +61,7 @@ fn servers() -> Vec<Discovery> {
 
 /// A caller that keeps to the protocol as far as it likes.
 struct Caller {
+    identity: Identity,
     tunnel: Tunnel,
     rng: ChaCha20Rng,
     calls: u32,
@@ -82,6 +84,19 @@ impl Caller {
         Answer::parse(&key.open(sealed).expect("opens")).expect("parses")
     }
 
+    /// As the one that is called: answers with whatever report it likes.
+    fn answer(&mut self, now: Instant, passed: &[u8], report: Report) -> Vec<u8> {
+        let (kind, rest) = passed.split_first().expect("is a call");
+        assert_eq!(*kind, CALL);
+        let (initiation, sealed) = rest.split_at(INITIATION_LEN);
+        let received = Received::open(&self.identity, initiation).expect("is for us");
+        let call = message_control::Call::parse(&received.exports.call.open(sealed).expect("opens")).expect("parses");
+        let (response, key) = self.tunnel.handle_initiation(now, received, 7, &mut self.rng).expect("is new");
+        let terms = message_control::Terms { round: Duration::from_millis(800), ..Default::default() };
+        let answer = Answer { id: call.id, report, terms };
+        [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat()
+    }
+
     fn update(&mut self, now: Instant, kind: Dudp, report: Report) -> Vec<u8> {
         let update = Update { id: u64::from(self.calls), report };
         let sealed = self.tunnel.seal_probe(now, self.calls, &kind.header(), &update.encode()).expect("has a session");
@@ -102,11 +117,11 @@ fn pair(local: &Local) -> (Peer, Caller) {
     };
     let peer = Peer::new(at(0), 1, config, local, 1420);
     let tunnel = Tunnel::new(&caller, local.identity.public(), None, Limits::PAYLOAD);
-    (peer, Caller { tunnel, rng: ChaCha20Rng::from_seed([4; 32]), calls: 0 })
+    (peer, Caller { identity: caller, tunnel, rng: ChaCha20Rng::from_seed([4; 32]), calls: 0 })
 }
 
 fn report(ip: [u8; 4]) -> Report {
-    let budget = message_control::Budget { probes: 2048, entries: 1280 };
+    let budget = message_control::Budget { probes: 2048, entries: 1280, rate: 1000 };
     let tuple = Some(SocketAddr::from((ip, 30_000)));
     Report { tuple, mapping: Mapping::EndpointIndependent, budget, ..Report::default() }
 }
@@ -146,6 +161,20 @@ fn settle_behind(
         local.collect_discovery();
     }
     closed
+}
+
+/// What discovery asked, and where its shots come between: sees each question at the port that `public` gives it.
+fn answer_hold(local: &mut Local, now: Instant, public: impl Fn(usize) -> u16) {
+    local.collect_discovery();
+    let sent: Vec<_> = local.out.drain(..).collect();
+    let questions = sent.into_iter().filter_map(|output| match output {
+        Output::Transmit(sent) if sent.ttl.is_none() => Start::parse(&sent.payload),
+        Output::Transmit(_) | Output::Action(_) => None,
+    });
+    for (nth, Start { transaction, reply }) in questions.enumerate() {
+        let public = SocketAddr::from(([203, 0, 113, 9], public(nth)));
+        local.discovery.handle_datagram(now, &PubInfo { transaction, reply, public }.encode());
+    }
 }
 
 /// Where it has sent to since it was asked last.
@@ -208,6 +237,32 @@ fn calls_that_come_one_upon_the_other_do_not_each_begin_a_survey() {
 }
 
 #[test]
+fn a_punch_that_comes_to_a_hard_round_waits_for_its_turn() {
+    let mut local = local(Vec::new());
+    let (mut peer, mut caller) = pair(&local);
+    let seen = Some(SocketAddr::from(([198, 51, 100, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let other = peer.id + 1;
+    let mut comes_to_it = |local: &mut Local, from: u64| {
+        let call = caller.call(at(from), report([203, 0, 113, 1]));
+        peer.handle_passed(at(from), local, VIA, &call).expect("is taken");
+        assert!(matches!(peer.call, Call::Punching(_)) && !peer.is_in_hard_call());
+        (from..from + 900).step_by(10).any(|ms| {
+            peer.handle_timeout(at(ms), local);
+            let hard = peer.is_in_hard_call();
+            assert!(!hard || local.hard_calls.contains(&peer.id));
+            assert!(matches!(peer.call, Call::Punching(_) | Call::Resting { .. }));
+            hard
+        })
+    };
+    local.hard_calls.insert(other);
+    assert!(!comes_to_it(&mut local, 10), "another one is at it");
+    local.hard_calls.remove(&other);
+    assert!(comes_to_it(&mut local, 5010));
+}
+
+#[test]
 fn what_a_call_spends_while_it_punches_is_counted_to_its_end() {
     let mut local = local(Vec::new());
     let (mut peer, mut caller) = pair(&local);
@@ -260,6 +315,155 @@ fn a_caller_that_never_rests_makes_us_send_one_budget_in_the_time_of_a_call() {
     let probes = u64::from(local.punch.probes);
     assert!(sent as u64 <= probes * budgets, "{sent} probes in {seconds} s");
     assert!(sent as u64 >= probes * budgets / 2, "{sent}: and it is still called");
+}
+
+#[test]
+fn scouts_watches_and_holds_keep_to_the_entries_of_a_call() {
+    let mut local = local(servers());
+    local.punch.entries = 30;
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let seen = Some(SocketAddr::from(([203, 0, 113, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let (mut peer, _) = pair(&local);
+    let before = mappings.len();
+    let place = SocketAddr::from(([203, 0, 113, 1], 30_000));
+    for nth in (1..6).map(|nth| nth * 1000) {
+        peer.broke = true;
+        peer.survey(at(nth), &mut local, Purpose::Place);
+        peer.hold(at(nth), &mut local, &[place], 2);
+        let watches = peer.watch(at(nth), &mut local);
+        settle_discovery(&mut local, at(nth), &mut mappings);
+        // A watch sends its questions over a while.
+        peer.end_watches(&mut local, &watches);
+        peer.end_call(&mut local, None);
+    }
+    let entries = peer.budget(&local).entries();
+    assert!((20..=30).contains(&entries) && mappings.len() - before <= 30, "{entries}, {}", mappings.len() - before);
+}
+
+#[test]
+fn an_answer_that_names_somebody_else_gets_them_a_few_packets_of_ours() {
+    let mut local = local(Vec::new());
+    let seen = Some(SocketAddr::from(([198, 51, 100, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let (mut peer, mut called) = pair(&local);
+    peer.config.calls = Calls::Both;
+    let inner = |_| Packet::copy_from(&[[0x45, 0, 0, 20].as_slice(), &[0; 16]].concat());
+    assert_eq!(peer.handle_packet(at(1), &mut local, &mut inner(0)), None);
+    peer.handle_timeout(at(2), &mut local);
+    let call = local.errands.pop_front().expect("calls").passed;
+    let answer = called.answer(at(20), &call, report([203, 0, 113, 66]));
+    peer.handle_passed(at(40), &mut local, VIA, &answer).expect("is taken");
+    let victim = SocketAddr::from(([203, 0, 113, 66], 30_000));
+    let data = |local: &mut Local| {
+        let is_data = |output: &Output| matches!(output, Output::Transmit(sent) if sent.to == victim && sent.payload.first() == Some(&4));
+        let count = local.out.iter().filter(|output| is_data(output)).count();
+        local.out.clear();
+        count
+    };
+    assert_eq!(data(&mut local), 1, "what waited goes right behind the first probe");
+    let more = (0..500).filter(|nth| peer.handle_packet(at(45), &mut local, &mut inner(*nth)).is_some()).count();
+    assert_eq!(more + data(&mut local), MAX_QUEUED - 1);
+}
+
+#[test]
+fn a_hold_is_too_short_only_where_none_of_its_shots_took_a_port() {
+    let mut local = local(servers());
+    let mut mappings = Vec::new();
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    settle_discovery(&mut local, at(0), &mut mappings);
+    let places = [1, 2].map(|port| SocketAddr::from(([203, 0, 113, 1], port)));
+    let mut held = |ms, public: &dyn Fn(usize) -> u16| {
+        let socket = local.ids.next();
+        assert!(local.discovery.hold(at(ms), socket, &places, 2, u32::MAX) > 0);
+        answer_hold(&mut local, at(ms), public);
+        let held = local.discovery.held(socket);
+        local.discovery.forget_scout(socket);
+        held
+    };
+    assert_eq!(held(100, &|nth| 41_000 + nth as u16), Err(TooShort), "every port is the question's before it and one");
+    // It came to the end of its ports, and nobody knew where that is.
+    assert_eq!(held(200, &|nth| if nth < 2 { 65_534 + nth as u16 } else { 1024 + 2 * nth as u16 }).map(|_| ()), Ok(()));
+    // The first two questions overtook each other.
+    assert_eq!(held(300, &|nth| 43_000 + [1, 0, 4, 3, 6, 7, 8][nth]).map(|_| ()), Ok(()));
+}
+
+#[test]
+fn a_member_whose_first_ports_are_kept_names_one_even_where_a_scout_heard_nothing() {
+    let mut local = local(servers());
+    let seen = Some(SocketAddr::from(([203, 0, 113, 9], config::MEMBER_PORT)));
+    let standing = Standing { rtt: Some(Duration::from_millis(40)), seen };
+    local.introducers.insert(9, Introducer { name: "introducer".to_owned(), standing });
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    let mut ports = BTreeMap::from([(SocketId::MAIN_V4, config::MEMBER_PORT)]);
+    let mut next = 50_000;
+    local.collect_discovery();
+    while let Some(output) = local.out.pop_front() {
+        match output {
+            Output::Action(Action::OpenSocket { id, port }) => drop(ports.insert(id, port)),
+            Output::Action(_) => {}
+            Output::Transmit(sent) => {
+                let kept = ports.get(&sent.socket).copied().filter(|port| *port < 50_000);
+                let public = SocketAddr::from(([203, 0, 113, 9], kept.unwrap_or(next)));
+                // The first of a socket's keeps its port, each other one has the next of the sequence.
+                ports.insert(sent.socket, 50_000);
+                next += u16::from(kept.is_none());
+                if let Some(Start { transaction, reply: Reply::Same }) = Start::parse(&sent.payload) {
+                    let info = PubInfo { transaction, reply: Reply::Same, public };
+                    local.discovery.handle_datagram(at(0), &info.encode());
+                }
+            }
+        }
+    }
+    let scout = local.ids.next();
+    assert!(local.discovery.scout(at(10), scout, u32::MAX) > 0);
+    let outline = local.outline(at(2000), scout, VIA);
+    assert!(matches!(outline.allocation, Allocation::SecondPriority { .. }), "{outline:?}");
+    assert!(outline.tuple.is_some() && outline.fresh_port.is_some(), "{outline:?}");
+}
+
+#[test]
+fn what_was_counted_by_another_reading_of_the_nat_is_counted_anew() {
+    let mut local = local(servers());
+    let scout = local.ids.next();
+    local.discovery.start(at(0), config::MEMBER_PORT, &[], scout);
+    local.collect_discovery();
+    let mut mappings: Vec<(SocketId, std::net::IpAddr)> = Vec::new();
+    let mut answers = Vec::new();
+    for output in local.out.drain(..) {
+        let Output::Transmit(sent) = output else { continue };
+        // Its NAT maps by address.
+        let mapping = (sent.socket, sent.to.ip());
+        if !mappings.contains(&mapping) {
+            mappings.push(mapping);
+        }
+        let nth = mappings.iter().position(|known| *known == mapping).expect("is there");
+        let public = SocketAddr::from(([203, 0, 113, 9], 40_000 + u16::try_from(nth).expect("is small")));
+        if let Some(Start { transaction, reply: Reply::Same }) = Start::parse(&sent.payload) {
+            answers.push((sent.to.port(), PubInfo { transaction, reply: Reply::Same, public }.encode()));
+        }
+    }
+    let first_port = answers.iter().map(|(port, _)| *port).min();
+    let (early, late): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(port, _)| Some(*port) == first_port);
+    for (_, answer) in early {
+        local.discovery.handle_datagram(at(20), &answer);
+    }
+    // Nothing more comes for a while, and two ports at two addresses look as if the NAT maps by address and port.
+    local.discovery.handle_timeout(at(240));
+    let mapping = |local: &Local| local.discovery.view(at(250), SocketId::MAIN_V4).mapping;
+    assert!(local.discovery.moves() && mapping(&local) == Mapping::AddressAndPortDependent);
+    for (_, answer) in late {
+        local.discovery.handle_datagram(at(250), &answer);
+    }
+    assert_eq!(mapping(&local), Mapping::AddressDependent);
+    assert_eq!(local.discovery.position().map(|(port, _)| port), Some(40_003));
 }
 
 #[test]

@@ -86,8 +86,8 @@ pub(super) fn no_path(punching: &Punching) -> String {
         Outlook::Poor(reason) => {
             format!("{tried}: {reason}; map a port on either router, or give both sides IPv6")
         }
-        Outlook::NeedsProbes(probes) => format!(
-            "{tried}: {both}; `probes = {probes}` in [punch] at both sides would give a path, and so would a port mapped on either router, or IPv6 at both sides"
+        Outlook::Needs(needs) => format!(
+            "{tried}: {both}; {needs} in [punch] at both sides would give a path, and so would a port mapped on either router, or IPv6 at both sides"
         ),
         Outlook::Good if punching.parties.share_a_nat() => format!(
             "{tried}: both are behind one NAT, which does not lead back to its own public address, and neither reaches the other's own address; let them reach each other within the site, map a port on their common router, or give both IPv6"

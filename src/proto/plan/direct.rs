@@ -40,6 +40,10 @@ pub fn side(from: &Port, to: &Port, timing: Timing) -> Option<Side> {
         Port::Moving(_) | Port::Random(_) | Port::Unknown => Sockets::Reported,
     };
     let (Port::Fixed { at, .. } | Port::Fresh(at)) = to else { return None };
-    let timing = if sockets == Sockets::Main { Timing::Inside } else { timing };
-    Some(Side { sockets, target: Target::one(*at), timing })
+    Some(Side { sockets, target: Target::one(*at), timing: timing_from(sockets, timing) })
+}
+
+/// When to shoot from there: a mapped port is opened from inside, whatever else would be done.
+pub fn timing_from(sockets: Sockets, timing: Timing) -> Timing {
+    if sockets == Sockets::Main { Timing::Inside } else { timing }
 }

@@ -15,7 +15,10 @@
 //! the outlook says what would do.
 
 use super::scatter::ENTRIES_ASIDE;
-use super::{Line, Moving, Outlook, Pair, Plan, Port, Random, Side, Sockets, Strategy, Target, Timing, cells, placed};
+use super::{
+    Line, Moving, Needs, Outlook, Pair, Plan, Port, Random, Side, Sockets, Strategy, Target, Timing, cells, placed,
+};
+use crate::proto::config::Punch;
 use crate::proto::counter;
 
 /// Meetings that a grid is laid out for, and those without which it is not called good: missed once in 1,100.
@@ -49,8 +52,11 @@ fn of_two(pair: &Pair<'_>, a: Random, b: Random) -> Plan {
     let narrow = a.ports.count.min(b.ports.count);
     let affordable = pair.budget.probes / n;
     let shots = each(ENOUGH).min(affordable).clamp(1, narrow);
-    let outlook =
-        if shots >= each(FEW).min(narrow) { Outlook::Good } else { Outlook::NeedsProbes(rounded(n * each(ENOUGH))) };
+    let outlook = if shots >= each(FEW).min(narrow) {
+        pair.good_in_time(n * shots)
+    } else {
+        Outlook::Needs(pair.needs(rounded(n * each(ENOUGH))))
+    };
     let grid = |at: Line| {
         let target = Target::Draw { at, each: shots };
         Some(Side { sockets: Sockets::Row(n), target, timing: Timing::Paced })
@@ -65,9 +71,19 @@ fn with_row(pair: &Pair<'_>, random: Random, moving: &Moving, random_calls: bool
     let row = (pair.budget.probes / n).saturating_sub(SLACK).min(ROW).min(pair.budget.entries);
     let meetings = f64::from(n) * f64::from(row) / f64::from(random.ports.count);
     if row == 0 || meetings < LITTLE {
-        let needs = Outlook::NeedsProbes(rounded(n * (ROW + SLACK)));
-        return Plan { outlook: needs, ..cells::plan(pair, &Port::Random(random), &Port::Moving(moving.clone())) }
-            .placed(random_calls);
+        let usual = Punch::default();
+        let few = |n: u32, row: u32| f64::from(n) * f64::from(row) / f64::from(random.ports.count) < LITTLE;
+        let n = usual.sockets.saturating_sub(ENTRIES_ASIDE);
+        let needs = Needs {
+            sockets: few(pair.punch.sockets.saturating_sub(ENTRIES_ASIDE), ROW).then_some(usual.sockets),
+            entries: few(n, pair.budget.entries).then_some(usual.entries),
+            ..pair.needs(rounded(n * (ROW + SLACK)))
+        };
+        return Plan {
+            outlook: Outlook::Needs(needs),
+            ..cells::plan(pair, &Port::Random(random), &Port::Moving(moving.clone()))
+        }
+        .placed(random_calls);
     }
     let first = counter::after(moving.last.port(), moving.step, 1 - BEFORE, moving.range);
     let at = Line { ip: moving.last.ip(), first, step: moving.step, count: row + SLACK, range: moving.range };
@@ -76,7 +92,7 @@ fn with_row(pair: &Pair<'_>, random: Random, moving: &Moving, random_calls: bool
     let row = Side { sockets: Sockets::New, target, timing: Timing::Paced };
     let length = pair.punch_time(n * at.count) + pair.pace.gate();
     let round = placed(Strategy::Grid, length, Some(grid), Some(row), random_calls);
-    Plan { rounds: vec![round], outlook: Outlook::Good }
+    Plan { rounds: vec![round], outlook: pair.good_in_time(n * at.count) }
 }
 
 impl Plan {

@@ -59,12 +59,12 @@ fn hit(fixed: &Port, moving: &Moving) -> Option<Side> {
     let hold = moving.holds.iter().find(|hold| hold.to == at.port())?;
     let sockets = if let Port::Fixed { from, .. } = fixed { *from } else { Sockets::Fresh };
     let ports = ports_of(hold, moving.step, moving.range);
-    let timing = if sockets == Sockets::Main { Timing::Inside } else { Timing::Volleys };
+    let timing = direct::timing_from(sockets, Timing::Volleys);
     Some(Side { sockets, target: Target::Ports { ip: moving.last.ip(), ports }, timing })
 }
 
 /// A packet to the moving side's address, which opens a filter that goes by addresses.
 fn open(fixed: &Port, moving: &Moving) -> Option<Side> {
     let Port::Fixed { from, .. } = fixed else { return None };
-    Some(Side { sockets: *from, target: Target::one(moving.last), timing: Timing::Low })
+    Some(Side { sockets: *from, target: Target::one(moving.last), timing: direct::timing_from(*from, Timing::Low) })
 }

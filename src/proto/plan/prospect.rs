@@ -47,7 +47,7 @@ const SIGNAL: Duration = Duration::from_millis(60);
 /// By what a path to a peer of that kind is found, and whether one can be expected. `None`: the plan is empty, because it is not known
 /// where we are.
 pub fn prospect(ours: &Report, peer: Kind, punch: &Punch) -> Option<(Strategy, Outlook)> {
-    let budget = Budget { probes: punch.probes, entries: punch.entries };
+    let budget = Budget { probes: punch.probes, entries: punch.entries, rate: punch.pace() };
     let mut ours = Report { budget, holds: Vec::new(), ..ours.clone() };
     let mut theirs = Report { budget, ..peer.report() };
     if port(&ours) == Port::Unknown {
@@ -113,7 +113,7 @@ mod tests {
         assert!(matches!(by_port, Outlook::Poor(_)) && matches!(by_address, Outlook::Poor(_)));
         let by_address = ours(Mapping::AddressDependent, Allocation::Random);
         let few = outlooks(&by_address, 2048);
-        assert!(matches!(few[3], Outlook::NeedsProbes(_)), "{few:?}");
+        assert!(matches!(few[3], Outlook::Needs(_)), "{few:?}");
         assert_eq!(outlooks(&by_address, 400_000)[3], Outlook::Good);
     }
 

@@ -8,7 +8,7 @@ const OURS: [u8; 4] = [203, 0, 113, 5];
 const THEIRS: [u8; 4] = [203, 0, 113, 6];
 
 fn report(mapping: Mapping, allocation: Allocation) -> Report {
-    let budget = Budget { probes: 2048, entries: 1280 };
+    let budget = Budget { probes: 2048, entries: 1280, rate: 1000 };
     Report { tuple: Some(SocketAddr::from((OURS, 30_000))), mapping, allocation, budget, ..Report::default() }
 }
 
@@ -114,16 +114,33 @@ fn a_mapped_port_makes_a_side_fixed_whatever_its_nat_does_and_a_private_one_does
 }
 
 #[test]
+fn nothing_leaves_a_mapped_port_but_to_its_own_router() {
+    let address = SocketAddr::from((THEIRS, 4275));
+    let mapped = crate::proto::message_control::Candidate { kind: CandidateKind::Mapped, address };
+    let mapped = Report { candidates: vec![mapped], ..there(random(Mapping::AddressAndPortDependent)) };
+    let held = Report { holds: vec![hold(30_001, 4275)], ..counting(1) };
+    for other in [cone(), counting(1), held, random(Mapping::AddressAndPortDependent)] {
+        for plan in [rounds(&mapped, &other), rounds(&other, &mapped)] {
+            let sides = plan.rounds.iter().flat_map(|round| [&round.caller, &round.called]).flatten();
+            let from_there: Vec<_> = sides.filter(|side| side.sockets == Sockets::Main).collect();
+            assert!(from_there.iter().all(|side| side.timing == Timing::Inside), "{from_there:?}");
+        }
+    }
+}
+
+#[test]
 fn what_the_budget_can_not_give_is_said_with_what_would() {
     let by_port = random(Mapping::AddressAndPortDependent);
     assert!(matches!(rounds(&by_port, &there(by_port.clone())).outlook, Outlook::Poor(_)));
     assert!(matches!(rounds(&counting(1), &there(by_port.clone())).outlook, Outlook::Poor(_)));
     let by_address = random(Mapping::AddressDependent);
-    let Outlook::NeedsProbes(needs) = rounds(&by_address, &there(by_address.clone())).outlook else {
+    let Outlook::Needs(Needs { probes: Some(needs), timeout: None, .. }) =
+        rounds(&by_address, &there(by_address.clone())).outlook
+    else {
         panic!("says so")
     };
     assert!(needs <= 300_000);
-    let rich = Report { budget: Budget { probes: needs, entries: 1280 }, ..by_address };
+    let rich = Report { budget: Budget { probes: needs, entries: 1280, rate: rate(needs) }, ..by_address };
     assert_eq!(rounds(&rich, &there(rich.clone())).outlook, Outlook::Good);
     let row = there(Report { budget: rich.budget, ..counting(1) });
     assert_eq!(rounds(&rich, &row).outlook, Outlook::Good);
@@ -131,14 +148,43 @@ fn what_the_budget_can_not_give_is_said_with_what_would() {
 }
 
 #[test]
+fn what_takes_longer_than_a_call_is_said_with_the_time_that_it_takes() {
+    let random = random(Mapping::AddressDependent);
+    let row = there(counting(1));
+    let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
+    assert_eq!(needs.to_string(), "`probes = 320000` and `timeout = \"15s\"`");
+    let rich = Budget { probes: 320_000, entries: 1280, rate: 25_000 };
+    let (random, row) = (Report { budget: rich, ..random }, Report { budget: rich, ..row });
+    let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("there is no time for it") };
+    assert_eq!(needs.to_string(), "`timeout = \"15s\"`");
+    let few = Budget { entries: 100, ..rich };
+    let (random, row) = (Report { budget: few, ..random }, Report { budget: few, ..row });
+    let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
+    assert_eq!(needs.to_string(), "`entries = 1280` and `timeout = \"15s\"`");
+}
+
+#[test]
+fn a_round_is_as_long_as_the_slower_side_needs() {
+    let slow = Budget { probes: 2048, entries: 1280, rate: 250 };
+    let mut cone = there(cone());
+    cone.filtering = Filtering::AddressAndPortDependent;
+    let length = |budget| {
+        let random = Report { budget, ..random(Mapping::AddressAndPortDependent) };
+        rounds(&random, &cone).rounds[0].length
+    };
+    assert!(length(cone.budget) < Duration::from_secs(3));
+    assert!(length(slow) >= Duration::from_secs(8), "2,000 at 250 a second");
+}
+
+#[test]
 fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
-    let rich = Budget { probes: 400_000, entries: 1280 };
+    let rich = Budget { probes: 400_000, entries: 1280, rate: 25_000 };
     let random = Report { budget: rich, ..random(Mapping::AddressDependent) };
     let second = report(Mapping::AddressAndPortDependent, Allocation::SecondPriority { step: 2 });
     let second = Report { fresh_port: Some(20_000), budget: rich, ..second };
     let second_there = there(second.clone());
     for plan in [rounds(&random, &second_there), rounds(&second, &there(random.clone()))] {
-        assert_eq!((plan.rounds[0].strategy, plan.outlook), (Strategy::Grid, Outlook::Good));
+        assert_eq!(plan.rounds[0].strategy, Strategy::Grid);
     }
     let Target::Draw { at, .. } = rounds(&random, &second_there).rounds[0].caller.clone().expect("shoots").target
     else {
@@ -211,4 +257,39 @@ fn the_next_port_is_extrapolated_by_the_differential_and_by_time() {
     report.age = Duration::from_millis(50);
     let next = window::aim(&report, Duration::from_millis(50)).expect("is known");
     assert_eq!(next.port(), 30_000 + 2 * (1 + 10));
+}
+
+#[test]
+fn a_private_or_a_carriers_address_is_not_global() {
+    for (address, global) in [
+        ("203.0.113.9", true),
+        ("100.63.255.255", true),
+        ("100.128.0.0", true),
+        ("100.64.0.0", false),
+        ("100.127.255.255", false),
+        ("10.0.0.1", false),
+        ("172.31.0.1", false),
+        ("192.168.0.1", false),
+        ("2001:db8::1", false),
+    ] {
+        assert_eq!(is_global(address.parse().expect("an address")), global, "{address}");
+    }
+}
+
+#[test]
+fn what_no_probe_would_go_to_is_nothing_nearer() {
+    let with = |report: Report, kind, address: &str| {
+        let address = address.parse().expect("an address");
+        Report { candidates: vec![Candidate { kind, address }], ..report }
+    };
+    let (a, b) = (counting(1), there(counting(1)));
+    let mapped = |ip: &str| with(b.clone(), CandidateKind::Mapped, ip);
+    let ipv6 = |report: &Report, ip: &str| with(report.clone(), CandidateKind::Ipv6, ip);
+    assert!(has_nearer(&a, &mapped("203.0.113.6:4275")) && has_nearer(&mapped("203.0.113.6:4275"), &a));
+    assert!(!has_nearer(&a, &mapped("100.64.0.7:4275")));
+    let customer = with(a.clone(), CandidateKind::Mapped, "100.64.0.9:4275");
+    assert!(has_nearer(&customer, &mapped("100.64.0.7:4275")));
+    assert!(!has_nearer(&a, &ipv6(&b, "[2001:db8::7]:4275")));
+    assert!(!has_nearer(&ipv6(&a, "[fe80::1]:4275"), &ipv6(&b, "[2001:db8::7]:4275")));
+    assert!(has_nearer(&ipv6(&a, "[2001:db8::1]:4275"), &ipv6(&b, "[2001:db8::7]:4275")));
 }

@@ -88,7 +88,8 @@ fn against(
     let shot = direct::side(&Port::Moving(moving.clone()), fixed, Timing::LowFirst);
     let sockets = if let Port::Fixed { from, .. } = fixed { *from } else { Sockets::Fresh };
     let target = at.and_then(|at| window(pair.punch, at, moving.step, moving.range, nth));
-    let at_window = target.map(|target| Side { sockets, target, timing: Timing::LowFirst });
+    let timing = direct::timing_from(sockets, Timing::LowFirst);
+    let at_window = target.map(|target| Side { sockets, target, timing });
     placed(Strategy::Window, pair.terms.round, shot, at_window, moving_calls)
 }
 

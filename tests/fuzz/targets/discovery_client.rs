@@ -49,7 +49,7 @@ pub fn run(data: &[u8]) {
             }
             5 => {
                 socket = SocketId(socket.0 + 1);
-                client.scout(now, socket);
+                client.scout(now, socket, u32::MAX);
             }
             6 => match input.u8() % 4 {
                 0 => client.start(now, 4275, &own, socket),
