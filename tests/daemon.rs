@@ -220,9 +220,10 @@ fn a_start_that_fails_says_why_in_one_sentence_and_leaves_nothing_behind() {
     site.write(&config());
     // A stranger has the port: the TUN device and the control socket are there by then, and must go again.
     let holder = Command::new("ip")
-        .args(["netns", "exec", &site.name, "socat", "-u", "UDP-RECV:4275", "OPEN:/dev/null"])
+        .args(["netns", "exec", &site.name, "python3", "-c"])
+        .arg("import socket, time; held = socket.socket(type=socket.SOCK_DGRAM); held.bind(('', 4275)); time.sleep(60)")
         .spawn()
-        .expect("socat runs");
+        .expect("ip runs");
     let holder = Daemon(holder);
     let ss = || Command::new("ip").args(["netns", "exec", &site.name, "ss", "-lun"]).output().expect("ss runs").stdout;
     eventually("the port is taken", || String::from_utf8_lossy(&ss()).contains(":4275"));
