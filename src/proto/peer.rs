@@ -66,6 +66,8 @@ pub struct Peer {
     wanted: bool,
     /// Calls in a row that came to nothing.
     failures: u32,
+    /// Those of them whose probes found no path.
+    fruitless: u8,
     /// It answered a call or a probe: it speaks the DUDP family, not WireGuard alone.
     is_member: bool,
     /// Where the handshake that we responded to came from, until its session is confirmed.
@@ -214,6 +216,7 @@ impl Peer {
             wanted: config.connect == Connect::Always,
             config,
             failures: 0,
+            fruitless: 0,
             is_member: false,
             handshake_from: None,
             followed: None,
@@ -479,6 +482,7 @@ impl Peer {
             self.kept_socket = Some(way.socket);
         }
         self.failures = 0;
+        self.fruitless = 0;
         self.failed = false;
         self.absent = false;
         if std::mem::take(&mut self.broke) {

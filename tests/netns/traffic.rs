@@ -109,7 +109,9 @@ fn nothing_but_keepalives_is_sent_when_nothing_is_said() {
     // long the NAT remembers is measured once, by some twenty packets in the first 45 s.
     lab.idle(Duration::from_secs(50));
     for host in ["left", "right"] {
-        lab.nft(host, "inet count", "output priority 0", "oifname eth0 meta l4proto udp counter");
+        // A router that maps ports is looked for ever more seldom; that stays within the LAN.
+        let out = "oifname eth0 ip daddr != { 192.168.0.0/16, 224.0.0.0/4 } meta l4proto udp counter";
+        lab.nft(host, "inet count", "output priority 0", out);
     }
     lab.idle(Duration::from_secs(QUIET));
     // One peer, three servers, and one for a period that has begun at each of the two borders.

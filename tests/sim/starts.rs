@@ -7,6 +7,7 @@ use p2ptund::proto::Event;
 use p2ptund::proto::config::{Host, HostPort, MEMBER_PORT};
 
 use crate::classes::Class;
+use crate::nat::{Allocation, Profile, Scope};
 use crate::scene::Scene;
 use crate::terms::Terms;
 use crate::world::START;
@@ -78,4 +79,21 @@ fn what_is_lost_costs_less_than_a_second() {
     };
     let count = (0..RUNS).filter(soon).count();
     assert!(count >= 796, "{count} of {RUNS}");
+}
+
+/// A call that found nobody there must not make later probes go further: they would reach a Linux router before its own member's
+/// do, and take their port there.
+#[test]
+fn a_call_that_came_too_early_does_not_poison_a_linux_router() {
+    let counts = Profile::new(Scope::AddressAndPort, Scope::AddressAndPort, Allocation::Sequential { step: 1 });
+    for late in [0, 10, 40, 100, 250, 600, 1500, 4000] {
+        for seed in 0..8 {
+            let terms = Terms {
+                nats: [Some(vec![Profile::masquerade()]), Some(vec![counts.clone()])],
+                ..terms(Duration::from_millis(late), 0, seed)
+            };
+            let took = took(&terms, 0);
+            assert!(took.is_some_and(|took| took <= Duration::from_secs(1)), "{late} ms, seed {seed}: {took:?}");
+        }
+    }
 }

@@ -88,6 +88,7 @@ impl Peer {
         if let Call::Resting { until } = &mut self.call {
             *until = now;
             self.failures = 0;
+            self.fruitless = 0;
         }
         if let Some(path) = self.paths.current()
             && self.is_member

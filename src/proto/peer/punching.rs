@@ -242,8 +242,7 @@ impl Peer {
             fresh,
             candidates: local.worthwhile(&parties.ours, &parties.theirs),
             mapping: parties.ours.mapping,
-            // A try that came to nothing may have ended within our own site.
-            low_ttl: local.low_ttl + u8::try_from(self.failures.min(2)).unwrap_or(0),
+            low_ttl: self.low_ttl(local),
         };
         let hope = hope(now, &setup, &parties);
         let punch = Punch::new(now, setup, budget);
@@ -371,6 +370,14 @@ impl Peer {
         self.pause(now, local, rest);
     }
 
+    /// Hops of a probe that is to open our NAT and go no further. Too many, and it takes a port of the peer's router from the
+    /// peer's own probe (a Linux router's, from then on), so they are raised only where nothing but probes could tell.
+    fn low_ttl(&self, local: &Local) -> u8 {
+        // A try that came to nothing may have ended within our own site.
+        let further = if local.low_ttl_is_known { 0 } else { self.fruitless.min(2) };
+        local.low_ttl + further
+    }
+
     fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &self.call else { return };
         if self.is_settled() {
@@ -396,6 +403,7 @@ impl Peer {
             let way = Way { socket: SocketId::main_for(&remote), remote };
             self.challenge(now, local, way, Goal::Move(Method::Punch));
         }
+        self.fruitless = self.fruitless.saturating_add(1);
         self.fail(now, local, why, if spent || !good { local.punch.timeout } else { FIRST_REST });
     }
 }
