@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use p2ptund::io::portmap::{Options, PortMapper, Protocol};
@@ -24,6 +25,29 @@ pub struct Lab {
     directory: PathBuf,
 }
 
+/// Labs at once. With twelve, two cores are late by seconds, and leases here are of seconds.
+const LABS: usize = 2;
+static LABS_THERE: Mutex<usize> = Mutex::new(0);
+static LAB_WENT: Condvar = Condvar::new();
+
+struct Turn;
+
+impl Turn {
+    fn take() -> Self {
+        let there = LABS_THERE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut there = LAB_WENT.wait_while(there, |there| *there >= LABS).unwrap_or_else(PoisonError::into_inner);
+        *there += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *LABS_THERE.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        LAB_WENT.notify_one();
+    }
+}
+
 impl Lab {
     /// `None` inside the client namespace: the test goes on there. Outside, the test is done when this returns a lab.
     pub fn enter(test: &str, body: impl AsyncFnOnce(Router)) {
@@ -38,6 +62,7 @@ impl Lab {
             eprintln!("SKIPPED {test}: needs root, miniupnpd and nft");
             return;
         }
+        let _turn = Turn::take();
         let lab = Lab::build(test);
         let status = Command::new("ip")
             .args(["netns", "exec", &format!("{}c", lab.name)])

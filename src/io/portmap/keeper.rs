@@ -270,8 +270,10 @@ impl Keeper {
         let router = match links::gateway().await {
             Ok(router) => router,
             Err(error) => {
+                // That the kernel could not be asked says nothing of the router: what it maps stays, and it is asked soon.
                 tracing::debug!(%error, "no default gateway is known");
-                None
+                self.due = now + LEAST_WAIT;
+                return;
             }
         };
         if router != self.router {
