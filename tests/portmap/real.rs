@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use p2ptund::io::portmap::{Options, PortMapper, Protocol};
 use p2ptund::proto::snapshot::PortMapping;
 
-use super::lab::{ALL, Lab, mapped, next, options, run};
+use super::lab::{ALL, Lab, Router, mapped, next, options, run};
 
 #[test]
 fn of_all_protocols_one_maps_the_equal_port_and_stop_removes_it() {
@@ -168,6 +168,15 @@ fn the_next_start_removes_what_an_abrupt_end_left() {
     });
 }
 
+/// Waits until the router has the equal port again.
+async fn is_mapped_again(router: &Router, by: Protocol, within: u64) {
+    let until = Instant::now() + Duration::from_secs(within);
+    while router.rule(4275).is_none() {
+        assert!(Instant::now() < until, "{by:?}: {}", router.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[test]
 fn a_router_that_restarts_is_asked_again() {
     Lab::enter("real::a_router_that_restarts_is_asked_again", async |mut router| {
@@ -179,11 +188,7 @@ fn a_router_that_restarts_is_asked_again() {
             // restart (RFC 6886, 3.6; RFC 6887, 8.5).
             tokio::time::sleep(Duration::from_secs(4)).await;
             router.restart("");
-            let until = Instant::now() + Duration::from_secs(15);
-            while router.rule(4275).is_none() {
-                assert!(Instant::now() < until, "{by:?}: {}", router.log());
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            is_mapped_again(&router, by, 15).await;
             mapper.stop().await;
             assert_eq!(router.rules(), 0, "{by:?}");
         }
@@ -254,11 +259,7 @@ fn a_reboot_that_nobody_hears_of_is_noticed_by_looking() {
             // An epoch that is this young tells nothing.
             tokio::time::sleep(Duration::from_secs(6)).await;
             router.restart("");
-            let until = Instant::now() + Duration::from_secs(10);
-            while router.rule(4275).is_none() {
-                assert!(Instant::now() < until, "{by:?}: {}", router.log());
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            is_mapped_again(&router, by, 10).await;
             mapper.stop().await;
             assert_eq!(router.rules(), 0, "{by:?}");
         }
