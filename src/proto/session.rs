@@ -19,7 +19,13 @@
 //! each packet: ring would keep a copy of 544 bytes and never wipe it. That costs 35 ns a packet, and its copies stay on the
 //! stack, where the next packet overwrites them.
 //!
-//! [`Sealer`] and [`Opener`] know nothing of tunnels or time, so that worker threads may hold them.
+//! [`Sealer`] and [`Opener`] know nothing of tunnels or time, and a clone is the same half of the same session: threads that
+//! carry packets hold one each, beside the core's. The counter is an atomic number, taken once for all packets of a batch; the
+//! replay window is locked once for a batch ([`Opener::lock`]), and whoever holds it only ever waits for a cipher.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
@@ -70,81 +76,120 @@ fn nonce(counter: u64) -> Nonce {
 }
 
 /// The sending half of a session.
-pub struct Sealer {
+#[derive(Clone)]
+pub struct Sealer(Arc<Sealing>);
+
+struct Sealing {
     key: TransportKey,
     receiver: u32,
-    counter: u64,
+    counter: AtomicU64,
 }
 
 impl Sealer {
     fn new(key: Secret, receiver: u32) -> Self {
-        Self { key: TransportKey(key), receiver, counter: 0 }
+        Self(Arc::new(Sealing { key: TransportKey(key), receiver, counter: AtomicU64::new(0) }))
     }
 
-    /// How many messages were sealed.
+    /// How many messages were sealed, or had a counter reserved.
     pub fn sealed(&self) -> u64 {
-        self.counter
+        self.0.counter.load(Ordering::Relaxed)
+    }
+
+    /// Counters for `count` messages: this one and those after it. `None` where the key is used up.
+    pub fn reserve(&self, count: usize) -> Option<u64> {
+        // Looked at first: what is only ever added to would one day begin anew.
+        if self.sealed() >= REJECT_AFTER_MESSAGES {
+            return None;
+        }
+        let first = self.0.counter.fetch_add(count as u64, Ordering::Relaxed);
+        (first < REJECT_AFTER_MESSAGES).then_some(first)
+    }
+
+    /// Seals in place what is, and stays, one datagram: [`HEADER_LEN`] bytes of room, an inner packet with its padding
+    /// ([`padding`]), [`TAG_LEN`] bytes of room. `counter`: one that was reserved, once. `None`: too short for that.
+    pub fn seal_datagram(&self, counter: u64, datagram: &mut [u8]) -> Option<()> {
+        let (header, rest) = datagram.split_first_chunk_mut::<HEADER_LEN>()?;
+        let (body, tail) = rest.split_last_chunk_mut::<TAG_LEN>()?;
+        header[..4].copy_from_slice(&TRANSPORT_TYPE);
+        header[4..8].copy_from_slice(&self.0.receiver.to_le_bytes());
+        header[8..].copy_from_slice(&counter.to_le_bytes());
+        *tail = self.0.key.seal(counter, &[], body)?;
+        Some(())
     }
 
     /// Turns an inner packet into transport data, in place. An empty one becomes a keepalive. `None`, and the packet as it
     /// was, where the key is used up or the packet has not the room. `mtu`: padding ends there; 0: no such bound.
-    pub fn seal(&mut self, packet: &mut Packet, mtu: usize) -> Option<()> {
-        if self.is_used_up() {
+    pub fn seal(&self, packet: &mut Packet, mtu: usize) -> Option<()> {
+        if self.sealed() >= REJECT_AFTER_MESSAGES {
             return None;
         }
         packet.grow(HEADER_LEN, padding(packet.bytes().len(), mtu) + TAG_LEN)?;
-        let counter = self.take_counter()?;
-        let (header, rest) = packet.bytes_mut().split_at_mut(HEADER_LEN);
-        header[..4].copy_from_slice(&TRANSPORT_TYPE);
-        header[4..8].copy_from_slice(&self.receiver.to_le_bytes());
-        header[8..].copy_from_slice(&counter.to_le_bytes());
-        let (body, tail) = rest.split_at_mut(rest.len() - TAG_LEN);
-        tail.copy_from_slice(&self.key.seal(counter, &[], body)?);
-        Some(())
+        self.seal_datagram(self.reserve(1)?, packet.bytes_mut())
     }
 
     /// A control message or probe: `prefix`, receiver, counter, sealed `body`. `None` where the key is used up.
-    pub fn seal_message(&mut self, prefix: &[u8], body: &[u8]) -> Option<Vec<u8>> {
-        let counter = self.take_counter()?;
+    pub fn seal_message(&self, prefix: &[u8], body: &[u8]) -> Option<Vec<u8>> {
+        let counter = self.reserve(1)?;
         let mut message = Vec::with_capacity(prefix.len() + ADDRESS_LEN + body.len() + TAG_LEN);
         message.extend_from_slice(prefix);
-        message.extend_from_slice(&self.receiver.to_le_bytes());
+        message.extend_from_slice(&self.0.receiver.to_le_bytes());
         message.extend_from_slice(&counter.to_le_bytes());
         message.extend_from_slice(body);
         let (header, sealed) = message.split_at_mut(prefix.len() + ADDRESS_LEN);
-        let tag = self.key.seal(counter, header, sealed)?;
+        let tag = self.0.key.seal(counter, header, sealed)?;
         message.extend_from_slice(&tag);
         Some(message)
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.counter >= REJECT_AFTER_MESSAGES
-    }
-
-    fn take_counter(&mut self) -> Option<u64> {
-        if self.is_used_up() {
-            return None;
-        }
-        let counter = self.counter;
-        self.counter += 1;
-        Some(counter)
     }
 }
 
 /// The receiving half of a session.
-pub struct Opener {
+#[derive(Clone)]
+pub struct Opener(Arc<Receiving>);
+
+struct Receiving {
     key: TransportKey,
-    window: Window,
+    window: Mutex<Window>,
 }
 
 impl Opener {
     fn new(key: Secret, words: usize) -> Self {
-        Self { key: TransportKey(key), window: Window::new(words) }
+        Self(Arc::new(Receiving { key: TransportKey(key), window: Mutex::new(Window::new(words)) }))
+    }
+
+    /// For the messages of one batch: nobody else opens anything of this session meanwhile.
+    pub fn lock(&self) -> Opening<'_> {
+        // Whoever panicked with it has not marked a counter that was not seen.
+        Opening { key: &self.0.key, window: self.0.window.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Turns transport data for this session into the padded inner packet, in place. After an error the packet is of no use.
-    pub fn open(&mut self, packet: &mut Packet) -> Result<(), Drop> {
-        let (header, sealed) = packet.bytes_mut().split_at_mut_checked(HEADER_LEN).ok_or(Drop::Malformed)?;
+    pub fn open(&self, packet: &mut Packet) -> Result<(), Drop> {
+        let inner = self.lock().open_datagram(packet.bytes_mut())?;
+        packet.narrow(inner.start, inner.len());
+        Ok(())
+    }
+
+    /// Opens a control message or probe that has a prefix of `prefix` bytes.
+    pub fn open_message(&self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
+        self.lock().open_message(prefix, message)
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.lock().window.is_fresh()
+    }
+}
+
+/// A session's receiving half, locked.
+pub struct Opening<'a> {
+    key: &'a TransportKey,
+    window: MutexGuard<'a, Window>,
+}
+
+impl Opening<'_> {
+    /// Opens transport data in place, and says where in it the padded inner packet is now. After an error the datagram is of no
+    /// use.
+    pub fn open_datagram(&mut self, datagram: &mut [u8]) -> Result<Range<usize>, Drop> {
+        let (header, sealed) = datagram.split_first_chunk_mut::<HEADER_LEN>().ok_or(Drop::Malformed)?;
         let inner_len = sealed.len().checked_sub(TAG_LEN).ok_or(Drop::Malformed)?;
         if header[..4] != TRANSPORT_TYPE {
             return Err(Drop::Malformed);
@@ -152,12 +197,10 @@ impl Opener {
         let counter = self.admit(&header[8..])?;
         self.key.open(counter, &[], sealed)?;
         self.window.mark(counter);
-        packet.narrow(HEADER_LEN, inner_len);
-        Ok(())
+        Ok(HEADER_LEN..HEADER_LEN + inner_len)
     }
 
-    /// Opens a control message or probe that has a prefix of `prefix` bytes.
-    pub fn open_message(&mut self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
+    fn open_message(&mut self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
         let (header, sealed) = message.split_at_checked(prefix + ADDRESS_LEN).ok_or(Drop::Malformed)?;
         let len = sealed.len().checked_sub(TAG_LEN).ok_or(Drop::Malformed)?;
         let counter = self.admit(&header[prefix + 4..])?;
@@ -207,7 +250,7 @@ impl Session {
 
     /// Whether nothing of the other side's was opened yet, probes aside.
     pub fn is_fresh(&self) -> bool {
-        self.opener.window.is_fresh()
+        self.opener.is_fresh()
     }
 }
 
@@ -217,7 +260,8 @@ pub fn receiver_of(datagram: &[u8], prefix: usize) -> Option<u32> {
     index.try_into().ok().map(u32::from_le_bytes)
 }
 
-fn padding(len: usize, mtu: usize) -> usize {
+/// The zeros behind an inner packet of `len` bytes; `mtu` as in [`Sealer::seal`].
+pub fn padding(len: usize, mtu: usize) -> usize {
     // A packet of several segments is padded by its last one, as WireGuard does.
     let last = if mtu == 0 || len <= mtu { len } else { len % mtu };
     let padded = last.next_multiple_of(PADDING);

@@ -48,7 +48,7 @@ fn the_in_place_cipher_agrees_with_rfc_8439_section_2_8_2() {
 #[test]
 fn in_place_and_the_portable_cipher_agree_on_transport_data() {
     use chacha20poly1305::aead::{Aead, KeyInit};
-    let (mut us, _) = pair();
+    let (us, _) = pair();
     let mut packet = Packet::copy_from(b"first");
     us.sealer.seal(&mut packet, 0).expect("seals");
     let mut packet = Packet::copy_from(b"inner packet of 24 bytes");
@@ -74,7 +74,7 @@ fn padding_goes_to_sixteen_but_not_beyond_the_mtu() {
 
 #[test]
 fn a_packet_opens_once() {
-    let (mut us, mut them) = pair();
+    let (us, them) = pair();
     let mut packet = Packet::copy_from(b"inner");
     us.sealer.seal(&mut packet, 0).expect("seals");
     let mut again = packet.clone();
@@ -87,7 +87,7 @@ fn a_packet_opens_once() {
 
 #[test]
 fn a_forged_packet_does_not_use_up_its_counter() {
-    let (mut us, mut them) = pair();
+    let (us, them) = pair();
     let mut packet = Packet::copy_from(b"inner");
     us.sealer.seal(&mut packet, 0).expect("seals");
     let mut forged = packet.clone();
@@ -98,7 +98,7 @@ fn a_forged_packet_does_not_use_up_its_counter() {
 
 #[test]
 fn a_control_message_shares_the_counter_and_can_not_pass_for_data() {
-    let (mut us, mut them) = pair();
+    let (us, them) = pair();
     let prefix = [0x20, 0, 0, 0];
     let message = us.sealer.seal_message(&prefix, b"body").expect("seals");
     assert_eq!(message[..16], hex("20000000 08000000 0000000000000000"));
@@ -120,7 +120,7 @@ fn a_control_message_shares_the_counter_and_can_not_pass_for_data() {
 
 #[test]
 fn a_probe_has_its_own_counter_and_window() {
-    let (mut us, mut them) = pair();
+    let (us, them) = pair();
     let probe = us.probe_sealer.seal_message(b"ACK", b"port").expect("seals");
     assert_eq!(them.opener.open_message(3, &probe), Err(Drop::Unauthentic));
     assert_eq!(them.probe_opener.open_message(3, &probe).as_deref(), Ok(&b"port"[..]));
@@ -130,8 +130,8 @@ fn a_probe_has_its_own_counter_and_window() {
 
 #[test]
 fn a_used_up_key_seals_nothing_and_leaves_the_packet_as_it_was() {
-    let (mut us, mut them) = pair();
-    us.sealer.counter = REJECT_AFTER_MESSAGES - 1;
+    let (us, them) = pair();
+    us.sealer.0.counter.store(REJECT_AFTER_MESSAGES - 1, Ordering::Relaxed);
     let mut last = Packet::copy_from(b"last");
     assert_eq!(us.sealer.seal(&mut last, 0), Some(()));
     let mut late = Packet::copy_from(b"late");
@@ -145,7 +145,7 @@ fn a_used_up_key_seals_nothing_and_leaves_the_packet_as_it_was() {
 
 #[test]
 fn a_truncated_message_is_refused_at_every_length() {
-    let (mut us, mut them) = pair();
+    let (us, them) = pair();
     let mut packet = Packet::copy_from(&[9; 40]);
     us.sealer.seal(&mut packet, 0).expect("seals");
     let message = us.sealer.seal_message(&[1, 2, 3], b"body").expect("seals");
@@ -163,11 +163,37 @@ fn a_truncated_message_is_refused_at_every_length() {
 proptest! {
     #[test]
     fn every_packet_comes_out_as_it_went_in(inner in prop::collection::vec(any::<u8>(), 0..200), mtu in 0usize..200) {
-        let (mut us, mut them) = pair();
+        let (us, them) = pair();
         let mut packet = Packet::copy_from(&inner);
         us.sealer.seal(&mut packet, mtu).expect("seals");
         them.opener.open(&mut packet).expect("opens");
         prop_assert_eq!(&packet.bytes()[..inner.len()], &inner[..]);
         prop_assert!(packet.bytes()[inner.len()..].iter().all(|byte| *byte == 0));
     }
+}
+
+#[test]
+fn clones_of_a_half_share_its_counter_and_its_window() {
+    let (us, them) = pair();
+    let (mut mine, mut theirs) = (Packet::copy_from(b"mine"), Packet::copy_from(b"theirs"));
+    us.sealer.seal(&mut mine, 0).expect("a fresh key");
+    us.sealer.clone().seal(&mut theirs, 0).expect("a fresh key");
+    assert_eq!((mine.bytes()[8], theirs.bytes()[8]), (0, 1), "no counter twice");
+    assert_eq!(us.sealer.reserve(10), Some(2));
+    assert_eq!(us.sealer.sealed(), 12);
+    let mut again = mine.clone();
+    assert_eq!(them.opener.clone().open(&mut mine), Ok(()));
+    assert_eq!(them.opener.open(&mut again), Err(Drop::Replayed));
+}
+
+#[test]
+fn a_datagram_sealed_where_it_lies_is_what_a_packet_would_be() {
+    let (us, them) = pair();
+    let mut datagram = vec![0; HEADER_LEN + 16 + TAG_LEN];
+    datagram[HEADER_LEN..HEADER_LEN + 5].copy_from_slice(b"inner");
+    let counter = us.sealer.reserve(1).expect("a fresh key");
+    us.sealer.seal_datagram(counter, &mut datagram).expect("long enough");
+    let inner = them.opener.lock().open_datagram(&mut datagram).expect("authentic");
+    assert_eq!(&datagram[inner], b"inner\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(us.sealer.seal_datagram(1, &mut [0; HEADER_LEN + TAG_LEN - 1]), None);
 }
