@@ -53,7 +53,12 @@ impl Lab {
     pub fn enter(test: &str, body: impl AsyncFnOnce(Router)) {
         if let Ok(name) = std::env::var(INSIDE) {
             let directory = std::env::temp_dir().join(&name);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let own = std::fs::File::create(directory.join("own-log")).expect("writes");
+            tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false).with_writer(own).init();
+            // A thread for what is tested: the test's own waits for `nft` and `ip`, which may take seconds where a dozen
+            // namespaces change at once, must not make it late.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let runtime = runtime.expect("a runtime");
             runtime.block_on(async { body(Router::start(name, directory)).await });
             return;
         }
@@ -180,8 +185,11 @@ table inet filter {
         }
     }
 
+    /// What the router printed since it started, and what we did since the test did.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+        let [router, own] =
+            ["log", "own-log"].map(|name| std::fs::read_to_string(self.directory.join(name)).unwrap_or_default());
+        format!("{router}\nour side, now {:?}:\n{own}", std::time::SystemTime::now())
     }
 
     pub fn stop(&mut self) {
