@@ -1,70 +1,93 @@
-//! The anti-replay window of RFC 6479: a ring of bits over the most recent counters, moved by whole words.
+//! The anti-replay window of RFC 6479, for several threads at once: a ring of words, each of which says which counters it is of.
+//!
+//! ```text
+//! a word      number of the word (counter / 32, its low 32 bits)  |  a bit for each of its 32 counters
+//! ```
+//!
+//! RFC 6479 clears words as the window moves. Here a word that is of older counters is taken over by whoever first has one of
+//! newer ones, in the same atomic step that sets its bit: so nothing is ever cleared under another thread's hands, and of two
+//! threads with the same counter one is told that it was seen. No lock is taken.
+//!
+//! The number's missing high bits matter where a counter leaps by 2^36, of which no session's time has room for a hundredth; and
+//! then a new packet is refused, but no old one taken.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters to a word of the ring.
-const WORD: u64 = 64;
-/// Words of a window as wide as WireGuard's own: 8,192 bits, so 8,128 counters (a word less).
-pub const DATA_WORDS: usize = 128;
-/// Words of a window for sessions that carry little: 1,024 bits, so 960 counters. A server holds many of them.
+const WORD: u64 = 32;
+/// Words of a window as wide as WireGuard's own: 8,192 bits, so 8,160 counters (a word less).
+pub const DATA_WORDS: usize = 256;
+/// Words of a window for sessions that carry little: 512 bits, so 480 counters. A server holds many of them.
 pub const CONTROL_WORDS: usize = 16;
-/// Words of a window for probes: more counters (4,032) than one call may send probes (2,048 by default), so no probe is too
+/// Words of a window for probes: more counters (4,064) than one call may send probes (2,048 by default), so no probe is too
 /// late to tell.
-pub const PROBE_WORDS: usize = 64;
+pub const PROBE_WORDS: usize = 128;
 
 /// Which counters were seen.
 pub struct Window {
-    /// Empty until the first counter: most sessions of a large server never see a probe.
-    ring: Box<[u64]>,
+    /// None until the first counter: most sessions of a large server never see a probe.
+    ring: OnceLock<Box<[AtomicU64]>>,
     words: usize,
     /// One more than the greatest counter seen; 0: none was.
-    next: u64,
+    next: AtomicU64,
 }
 
 impl Window {
-    /// A window over `words` words: `(words - 1) * 64` counters and up. `words` is a power of two, at least 2.
+    /// A window over `words` words: `(words - 1) * 32` counters and up. `words` is a power of two, at least 2.
     pub fn new(words: usize) -> Self {
-        Self { ring: Box::default(), words: words.next_power_of_two().max(2), next: 0 }
+        Self { ring: OnceLock::new(), words: words.next_power_of_two().max(2), next: AtomicU64::new(0) }
     }
 
     /// Whether nothing was seen yet.
     pub fn is_fresh(&self) -> bool {
-        self.next == 0
+        self.next.load(Ordering::Relaxed) == 0
     }
 
     /// Whether `counter` is new, as far as the window can tell. Changes nothing: mark it once the packet proved authentic.
     pub fn admits(&self, counter: u64) -> bool {
-        if counter >= self.next {
+        let next = self.next.load(Ordering::Relaxed);
+        if counter >= next {
             return true;
         }
-        // The word that the greatest counter is in may be partly used, hence one word less than there are.
-        let behind = (self.next - 1) / WORD - counter / WORD;
-        behind < self.words as u64 && self.next - 1 - counter < (self.words as u64 - 1) * WORD && !self.bit(counter)
+        let recent = next - 1 - counter < (self.words as u64 - 1) * WORD;
+        recent
+            && self
+                .ring
+                .get()
+                .is_none_or(|ring| taken(ring[self.slot(counter)].load(Ordering::Relaxed), counter).is_some())
     }
 
-    /// Remembers `counter`, which [`Window::admits`].
-    pub fn mark(&mut self, counter: u64) {
-        if self.ring.is_empty() {
-            self.ring = vec![0; self.words].into_boxed_slice();
+    /// Remembers `counter`; `false` where it was seen, or is too old to tell.
+    pub fn mark(&self, counter: u64) -> bool {
+        if !self.admits(counter) {
+            return false;
         }
-        if counter >= self.next {
-            let newest = self.next.saturating_sub(1) / WORD;
-            let ahead = (counter / WORD - newest).min(self.words as u64);
-            for word in 1..=ahead {
-                let slot = self.slot((newest + word) * WORD);
-                self.ring[slot] = 0;
-            }
-            self.next = counter.saturating_add(1);
+        let ring = self.ring.get_or_init(|| (0..self.words).map(|_| AtomicU64::new(0)).collect());
+        let word = &ring[self.slot(counter)];
+        let marked = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| taken(word, counter)).is_ok();
+        if marked {
+            self.next.fetch_max(counter.saturating_add(1), Ordering::Relaxed);
         }
-        let slot = self.slot(counter);
-        self.ring[slot] |= 1 << (counter % WORD);
-    }
-
-    fn bit(&self, counter: u64) -> bool {
-        self.ring.get(self.slot(counter)).is_some_and(|word| word >> (counter % WORD) & 1 == 1)
+        marked
     }
 
     fn slot(&self, counter: u64) -> usize {
         (counter / WORD) as usize & (self.words - 1)
     }
+}
+
+/// The word with `counter`'s bit set; `None` where it is set, or where the word is of later counters.
+fn taken(word: u64, counter: u64) -> Option<u64> {
+    let (of, bits) = ((word >> WORD) as u32, word as u32);
+    let (number, bit) = ((counter / WORD) as u32, 1u32 << (counter % WORD));
+    let bits = match number.wrapping_sub(of) {
+        0 if bits & bit != 0 => return None,
+        0 => bits | bit,
+        ahead if bits == 0 || ahead <= u32::MAX / 2 => bit,
+        _ => return None,
+    };
+    Some(u64::from(number) << WORD | u64::from(bits))
 }
 
 #[cfg(test)]
@@ -73,43 +96,54 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashSet;
 
-    fn accept(window: &mut Window, counter: u64) -> bool {
+    fn accept(window: &Window, counter: u64) -> bool {
         let new = window.admits(counter);
-        if new {
-            window.mark(counter);
-        }
+        assert_eq!(window.mark(counter), new);
         new
     }
 
     #[test]
     fn each_counter_passes_once_in_any_order() {
-        let mut window = Window::new(DATA_WORDS);
-        for counter in (0..8128).rev() {
-            assert!(accept(&mut window, counter), "{counter}");
+        let window = Window::new(DATA_WORDS);
+        for counter in (0..8160).rev() {
+            assert!(accept(&window, counter), "{counter}");
         }
-        for counter in 0..8128 {
-            assert!(!accept(&mut window, counter), "{counter}");
+        for counter in 0..8160 {
+            assert!(!accept(&window, counter), "{counter}");
         }
     }
 
     #[test]
-    fn the_window_is_8128_wide() {
-        let mut window = Window::new(DATA_WORDS);
-        assert!(accept(&mut window, 20_000));
-        assert!(accept(&mut window, 20_000 - 8127));
-        assert!(!accept(&mut window, 20_000 - 8128));
+    fn the_window_is_8160_wide() {
+        let window = Window::new(DATA_WORDS);
+        assert!(accept(&window, 20_000));
+        assert!(accept(&window, 20_000 - 8159));
+        assert!(!accept(&window, 20_000 - 8160));
     }
 
     #[test]
     fn a_leap_over_the_whole_ring_forgets_all_of_it() {
-        let mut window = Window::new(2);
-        for counter in 0..128 {
-            accept(&mut window, counter);
+        const LEAP: u64 = 1 << 35;
+        let window = Window::new(2);
+        for counter in 0..64 {
+            accept(&window, counter);
         }
-        assert!(accept(&mut window, u64::MAX - 1));
-        assert!(accept(&mut window, u64::MAX - 2));
-        assert!(!accept(&mut window, 127));
-        assert!(!accept(&mut window, u64::MAX - 1));
+        assert!(accept(&window, LEAP));
+        assert!(accept(&window, LEAP - 1));
+        assert!(!accept(&window, 63));
+        assert!(!accept(&window, LEAP));
+    }
+
+    #[test]
+    fn of_two_threads_with_the_same_counters_each_gets_only_what_the_other_does_not() {
+        let window = Window::new(DATA_WORDS);
+        let run = || (0..200_000).filter(|counter| window.mark(*counter)).count();
+        let passed = std::thread::scope(|scope| {
+            let other = scope.spawn(run);
+            run() + other.join().expect("no panic")
+        });
+        assert!(passed <= 200_000, "{passed}");
+        assert!(window.next.load(Ordering::Relaxed) == 200_000 && passed > 0);
     }
 
     proptest! {
@@ -118,13 +152,13 @@ mod tests {
         fn agrees_with_a_set(steps in prop::collection::vec((-9000i64..9000, any::<bool>()), 1..400), words in 1u32..8) {
             let words = 1usize << words;
             let width = (words as u64 - 1) * WORD;
-            let mut window = Window::new(words);
+            let window = Window::new(words);
             let mut seen = HashSet::new();
             let (mut at, mut greatest) = (0u64, None::<u64>);
             for (step, near) in steps {
                 at = at.saturating_add_signed(if near { step / 100 } else { step });
                 let recent = greatest.is_none_or(|greatest| at > greatest || greatest - at < width);
-                prop_assert_eq!(accept(&mut window, at), recent && !seen.contains(&at), "{}", at);
+                prop_assert_eq!(accept(&window, at), recent && !seen.contains(&at), "{}", at);
                 if recent {
                     seen.insert(at);
                 }

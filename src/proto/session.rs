@@ -20,12 +20,11 @@
 //! stack, where the next packet overwrites them.
 //!
 //! [`Sealer`] and [`Opener`] know nothing of tunnels or time, and a clone is the same half of the same session: threads that
-//! carry packets hold one each, beside the core's. The counter is an atomic number, taken once for all packets of a batch; the
-//! replay window is locked once for a batch ([`Opener::lock`]), and whoever holds it only ever waits for a cipher.
+//! carry packets hold one each, beside the core's. Counter and replay window are atomic, so none of them waits for another.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
@@ -148,65 +147,43 @@ pub struct Opener(Arc<Receiving>);
 
 struct Receiving {
     key: TransportKey,
-    window: Mutex<Window>,
+    window: Window,
 }
 
 impl Opener {
     fn new(key: Secret, words: usize) -> Self {
-        Self(Arc::new(Receiving { key: TransportKey(key), window: Mutex::new(Window::new(words)) }))
-    }
-
-    /// For the messages of one batch: nobody else opens anything of this session meanwhile.
-    pub fn lock(&self) -> Opening<'_> {
-        // Whoever panicked with it has not marked a counter that was not seen.
-        Opening { key: &self.0.key, window: self.0.window.lock().unwrap_or_else(PoisonError::into_inner) }
+        Self(Arc::new(Receiving { key: TransportKey(key), window: Window::new(words) }))
     }
 
     /// Turns transport data for this session into the padded inner packet, in place. After an error the packet is of no use.
     pub fn open(&self, packet: &mut Packet) -> Result<(), Drop> {
-        let inner = self.lock().open_datagram(packet.bytes_mut())?;
+        let inner = self.open_datagram(packet.bytes_mut())?;
         packet.narrow(inner.start, inner.len());
         Ok(())
     }
 
-    /// Opens a control message or probe that has a prefix of `prefix` bytes.
-    pub fn open_message(&self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
-        self.lock().open_message(prefix, message)
-    }
-
-    fn is_fresh(&self) -> bool {
-        self.lock().window.is_fresh()
-    }
-}
-
-/// A session's receiving half, locked.
-pub struct Opening<'a> {
-    key: &'a TransportKey,
-    window: MutexGuard<'a, Window>,
-}
-
-impl Opening<'_> {
     /// Opens transport data in place, and says where in it the padded inner packet is now. After an error the datagram is of no
     /// use.
-    pub fn open_datagram(&mut self, datagram: &mut [u8]) -> Result<Range<usize>, Drop> {
+    pub fn open_datagram(&self, datagram: &mut [u8]) -> Result<Range<usize>, Drop> {
         let (header, sealed) = datagram.split_first_chunk_mut::<HEADER_LEN>().ok_or(Drop::Malformed)?;
         let inner_len = sealed.len().checked_sub(TAG_LEN).ok_or(Drop::Malformed)?;
         if header[..4] != TRANSPORT_TYPE {
             return Err(Drop::Malformed);
         }
         let counter = self.admit(&header[8..])?;
-        self.key.open(counter, &[], sealed)?;
-        self.window.mark(counter);
+        self.0.key.open(counter, &[], sealed)?;
+        self.note(counter)?;
         Ok(HEADER_LEN..HEADER_LEN + inner_len)
     }
 
-    fn open_message(&mut self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
+    /// Opens a control message or probe that has a prefix of `prefix` bytes.
+    pub fn open_message(&self, prefix: usize, message: &[u8]) -> Result<Vec<u8>, Drop> {
         let (header, sealed) = message.split_at_checked(prefix + ADDRESS_LEN).ok_or(Drop::Malformed)?;
         let len = sealed.len().checked_sub(TAG_LEN).ok_or(Drop::Malformed)?;
         let counter = self.admit(&header[prefix + 4..])?;
         let mut body = sealed.to_vec();
-        self.key.open(counter, header, &mut body)?;
-        self.window.mark(counter);
+        self.0.key.open(counter, header, &mut body)?;
+        self.note(counter)?;
         body.truncate(len);
         Ok(body)
     }
@@ -214,10 +191,19 @@ impl Opening<'_> {
     /// The counter, if it is worth deciphering for.
     fn admit(&self, counter: &[u8]) -> Result<u64, Drop> {
         let counter = u64::from_le_bytes(counter.try_into().map_err(|_| Drop::Malformed)?);
-        if counter >= REJECT_AFTER_MESSAGES || !self.window.admits(counter) {
+        if counter >= REJECT_AFTER_MESSAGES || !self.0.window.admits(counter) {
             return Err(Drop::Replayed);
         }
         Ok(counter)
+    }
+
+    /// Another thread may have opened the same packet meanwhile.
+    fn note(&self, counter: u64) -> Result<(), Drop> {
+        if self.0.window.mark(counter) { Ok(()) } else { Err(Drop::Replayed) }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.0.window.is_fresh()
     }
 }
 
