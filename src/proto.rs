@@ -23,6 +23,7 @@ pub mod discovery;
 pub mod introduction;
 pub mod ip;
 pub mod keys;
+pub mod lane;
 pub mod memory;
 pub mod message_control;
 pub mod nat;

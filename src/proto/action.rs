@@ -104,8 +104,12 @@ pub struct Drops([u64; Drop::ALL.len()]);
 
 impl Drops {
     pub fn count(&mut self, reason: Drop) {
+        self.add(reason, 1);
+    }
+
+    pub fn add(&mut self, reason: Drop, count: u64) {
         let slot = &mut self.0[reason as usize];
-        *slot = slot.saturating_add(1);
+        *slot = slot.saturating_add(count);
     }
 
     pub fn of(&self, reason: Drop) -> u64 {

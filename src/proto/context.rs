@@ -14,6 +14,7 @@ use super::discovery::lifetime::Surroundings;
 use super::discovery::survey::Protocol;
 use super::introduction::{Errand, Introducers, Standing, Via};
 use super::keys::PublicKey;
+use super::lane::Order;
 use super::memory::Memory;
 use super::message_control::{Budget, Candidate, CandidateKind, MAX_CANDIDATES, Report};
 use super::nat::{Allocation, Made, Mapping};
@@ -66,6 +67,8 @@ pub struct Local {
     pub indices: BTreeMap<u32, PeerId>,
     /// What is to be sent and done, in order: a socket is opened before what it sends, and closed after.
     pub out: VecDeque<Output>,
+    /// For those who carry packets, where somebody does.
+    pub orders: Option<VecDeque<Order>>,
     /// The peers that a hard call is going on with; `[punch] hard_calls` at most.
     pub hard_calls: BTreeSet<PeerId>,
     /// So many hops take a packet out of our own site, past all its NATs, as far as was learned.

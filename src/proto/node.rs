@@ -14,6 +14,7 @@ mod reload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
@@ -31,6 +32,7 @@ use super::discovery::lifetime::Lifetime;
 use super::introduction::Via;
 use super::ip::Header;
 use super::keys::PublicKey;
+use super::lane::{DropCounts, Order};
 use super::memory::Memory;
 use super::noise::{Identity, Received};
 use super::path::Way;
@@ -72,6 +74,7 @@ pub struct Node {
     /// Something that calls wait for may have come.
     stirred: bool,
     drops: Drops,
+    dropped_beside: Arc<DropCounts>,
     /// What we may still pass for others.
     introductions: Allowance,
     /// How long paths may be silent, as peers and servers were told last.
@@ -114,6 +117,7 @@ impl Node {
                 ids: SocketIds::default(),
                 indices: BTreeMap::new(),
                 out: VecDeque::new(),
+                orders: None,
                 hard_calls: BTreeSet::new(),
                 low_ttl: LOW_TTL,
                 low_ttl_is_known: false,
@@ -129,6 +133,7 @@ impl Node {
             nat_told: None,
             stirred: false,
             drops: Drops::default(),
+            dropped_beside: Arc::default(),
             introductions: Allowance::default(),
             keepalive: None,
             moved_at: None,
@@ -310,6 +315,31 @@ impl Node {
         }
     }
 
+    /// From now on somebody carries packets beside the core, and is told how by [`Node::poll_order`]; counts there what is dropped.
+    pub fn hand_out(&mut self) -> Arc<DropCounts> {
+        self.local.orders = Some(VecDeque::from([Order::Routes(Arc::new(self.routes.clone()))]));
+        self.each_peer(|_, _| {});
+        self.dropped_beside.clone()
+    }
+
+    /// The next change of what they have; [`super::lane`] says when it is to be carried out.
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.local.orders.as_mut()?.pop_front()
+    }
+
+    /// Looks at what was carried beside the core. To be called within some 50 ms of the first news.
+    pub fn handle_traffic(&mut self, now: Instant) {
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            if let Some(peer) = self.peers.get_mut(&id)
+                && peer.handle_traffic(now, &mut self.local)
+            {
+                self.schedule(id);
+            }
+        }
+        self.settle(now);
+    }
+
     /// The TUN device gave an inner packet. `Some`: `packet` now is a datagram to send there.
     /// `None`: it was kept until there is a path, or dropped.
     pub fn handle_tun(&mut self, now: Instant, packet: &mut Packet) -> Option<Route> {
@@ -359,6 +389,7 @@ impl Node {
     fn schedule_after(&mut self, id: PeerId, looked_at: Instant) {
         self.note_standing(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.hand_out(&mut self.local);
         let is_hard = peer.is_in_hard_call();
         if is_hard {
             self.local.hard_calls.insert(id);
@@ -601,12 +632,14 @@ impl Node {
                 })
                 .collect(),
             peers: self.peers.values().map(|peer| peer.snapshot(now, &self.local)).collect(),
-            drops: self.drops.named().map(|(name, count)| (name.to_owned(), count)).collect(),
+            drops: self.drops().named().map(|(name, count)| (name.to_owned(), count)).collect(),
         }
     }
 
     pub fn drops(&self) -> Drops {
-        self.drops
+        let mut drops = self.drops;
+        self.dropped_beside.add_to(&mut drops);
+        drops
     }
 }
 

@@ -292,11 +292,25 @@ impl Paths {
 
     /// Payload came in by `way`.
     pub fn note_payload(&mut self, now: Instant, way: Way) {
-        if self.is_current(way) {
-            let longest = FLOW_STOPS.1;
-            let gap = self.flow.map_or(longest, |flow| (flow.gap * 7 + now.since(flow.last).min(longest)) / 8);
-            self.flow = Some(Flow { last: now, gap });
+        self.note_flow(now, way, 1);
+    }
+
+    /// So many packets of payload came in by `way` since the last one that was noted, the last of them at `now`.
+    pub fn note_flow(&mut self, now: Instant, way: Way, packets: u64) {
+        if !self.is_current(way) {
+            return;
         }
+        let longest = FLOW_STOPS.1;
+        let Some(flow) = &mut self.flow else {
+            self.flow = Some(Flow { last: now, gap: longest });
+            return;
+        };
+        let apart = (now.since(flow.last) / u32::try_from(packets.max(1)).unwrap_or(u32::MAX)).min(longest);
+        // After so many the gap of before counts for a hundredth.
+        for _ in 0..packets.min(32) {
+            flow.gap = (flow.gap * 7 + apart) / 8;
+        }
+        flow.last = now;
     }
 
     pub fn note_rtt(&mut self, rtt: Duration) {

@@ -15,6 +15,7 @@ mod called;
 mod calling;
 mod holding;
 mod introducing;
+mod lanes;
 mod probing;
 mod punching;
 pub mod recovering;
@@ -24,6 +25,7 @@ mod words;
 mod tests;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
@@ -34,6 +36,7 @@ use super::budget::Budget;
 use super::config::{self, Connect};
 use super::context::{Local, PeerId};
 use super::introduction::{Passers, Standing, Via};
+use super::lane::Traffic;
 use super::message_control::{CallId, Hold, Report};
 use super::noise::Received;
 use super::noise::export::Open;
@@ -44,6 +47,7 @@ use super::tunnel::timers::REKEY_TIMEOUT;
 use super::tunnel::{Limits, Opened, Payload, Tunnel, TunnelEvent};
 use super::{Instant, Packet, SocketId};
 use holding::Holding;
+use lanes::HandedOut;
 use punching::{Hope, Parties, Updating};
 
 /// A peer with an endpoint gets so long to answer there before it is called as well.
@@ -116,6 +120,9 @@ pub struct Peer {
     probes_sent: u64,
     sockets_used: u32,
     entries_used: u32,
+    /// What the threads that carry packets have, and what they tell.
+    handed_out: HandedOut,
+    traffic: Arc<Traffic>,
     /// When [`super::node::Node`] has it in its table of deadlines.
     pub scheduled: Option<Instant>,
 }
@@ -245,6 +252,8 @@ impl Peer {
             probes_sent: 0,
             sockets_used: 0,
             entries_used: 0,
+            handed_out: HandedOut::default(),
+            traffic: Arc::default(),
             scheduled: None,
         };
         if let Some(at) = &peer.config.endpoint
@@ -274,6 +283,7 @@ impl Peer {
 
     /// Takes the peer down: closes what it opened.
     pub fn close(&mut self, local: &mut Local) {
+        self.take_back(local);
         self.end_call(local, None);
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);

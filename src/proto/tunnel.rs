@@ -37,11 +37,12 @@ use super::action::Drop;
 use super::cookie::Jar;
 use super::ip::Header;
 use super::keys::{PresharedKey, PublicKey};
+use super::lane::Carried;
 use super::noise::export::{CallerKeys, Open, SealOnce};
 use super::noise::timestamp::Timestamp;
 use super::noise::{INITIATION_LEN, Identity, Initiator, RESPONSE_LEN, Received, Remote};
 use super::packet::Packet;
-use super::session::{Session, receiver_of};
+use super::session::{Opener, Sealer, Session, receiver_of};
 use super::time::{Instant, Wall};
 
 /// Most inner packets that wait for a session. A handshake takes about one round trip, a call two: in that time a host sends some
@@ -80,6 +81,15 @@ pub enum Payload {
     Keepalive,
     /// An inner packet, its padding taken off. The owner has yet to check that its source is the peer's.
     Data(Header),
+}
+
+/// A session, for those who carry packets with it.
+pub struct Carrying<'a> {
+    pub local_index: u32,
+    pub sealer: &'a Sealer,
+    pub opener: &'a Opener,
+    /// From then on it seals and opens nothing.
+    pub until: Instant,
 }
 
 /// An initiation that is out.
@@ -153,6 +163,10 @@ impl Tunnel {
         self.mtu = usize::from(mtu);
     }
 
+    pub fn mtu(&self) -> usize {
+        self.mtu
+    }
+
     /// Asks for a keepalive whenever nothing was sent for so long; `None` or zero: never.
     pub fn set_keepalive(&mut self, now: Instant, interval: Option<Duration>) {
         let interval = interval.filter(|interval| !interval.is_zero());
@@ -177,6 +191,36 @@ impl Tunnel {
     /// Whether a packet would be sealed at `now`.
     pub fn is_established(&self, now: Instant) -> bool {
         self.slots.current_ref().is_some_and(|session| self.limits.is_usable(session, now))
+    }
+
+    /// The sessions that carry payload, the one that seals first; the one that waits for its first packet is not among them.
+    pub fn carrying(&self) -> Vec<Carrying<'_>> {
+        let until = |session: &Session| session.created + self.limits.reject_after_time;
+        let sessions = self.slots.carrying();
+        sessions
+            .map(|session| Carrying {
+                local_index: session.local_index,
+                sealer: &session.sealer,
+                opener: &session.opener,
+                until: until(session),
+            })
+            .collect()
+    }
+
+    /// What was sealed beside the tunnel, with a clone of its session's half.
+    pub fn note_sent(&mut self, sent: Carried) {
+        self.on_sealed(sent.last, sent.data > 0, usize::try_from(sent.bytes).unwrap_or(usize::MAX));
+    }
+
+    /// What was opened beside it.
+    pub fn note_received(&mut self, received: Carried) {
+        self.on_received(received.last, usize::try_from(received.bytes).unwrap_or(usize::MAX));
+        if let Some(index) = self.current_index() {
+            self.on_authentic(received.last, index);
+        }
+        if received.data > 0 {
+            self.on_data_received(received.last);
+        }
     }
 
     /// The local index of the session in use.

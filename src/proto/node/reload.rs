@@ -8,8 +8,9 @@
 //! The shell refuses what takes a restart before any of this is done, so nothing here can fail half-way.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::{Action, Config, Instant, Node, PeerId, PublicKey, config, new_discovery, rendezvous};
+use super::{Action, Config, Instant, Node, Order, PeerId, PublicKey, config, new_discovery, rendezvous};
 
 impl Node {
     /// Takes over a changed config. Peers that did not change keep their tunnels. The private key, the interface's name and
@@ -40,6 +41,9 @@ impl Node {
             }
         }
         self.config = config;
+        if let Some(orders) = &mut self.local.orders {
+            orders.push_back(Order::Routes(Arc::new(self.routes.clone())));
+        }
         if servers_changed {
             let kept = |new: &config::Rendezvous, old: &mut Vec<rendezvous::client::Client>| {
                 let at = old.iter().position(|client| client.server() == new)?;

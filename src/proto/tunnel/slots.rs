@@ -29,6 +29,12 @@ impl Slots {
         self.current.as_deref()
     }
 
+    /// The current one, and the one before it, which is still opened with.
+    pub fn carrying(&self) -> impl Iterator<Item = &Session> {
+        let previous = self.previous.as_deref().filter(|_| self.current.is_some());
+        self.current.as_deref().into_iter().chain(previous)
+    }
+
     pub fn find(&mut self, local_index: u32) -> Option<&mut Session> {
         [&mut self.current, &mut self.previous, &mut self.next]
             .into_iter()
