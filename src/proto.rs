@@ -29,6 +29,7 @@ pub mod message_control;
 pub mod nat;
 pub mod node;
 pub mod noise;
+pub mod offload;
 pub mod packet;
 pub mod path;
 pub mod peer;
