@@ -5,6 +5,7 @@
 //! clock     the only clock
 //! udp       all UDP sockets behind one descriptor, in batches
 //! tun       the TUN device, in batches
+//! wake      ending a packet thread's wait
 //! links     addresses, routes and rules of our device; addresses and gateway of this machine
 //! netmon    the kernel's word that addresses, links or routes changed
 //! resolve   host names
@@ -21,3 +22,4 @@ pub mod resolve;
 mod sys; // private: nothing else may do what it does
 pub mod tun;
 pub mod udp;
+pub mod wake;

@@ -5,19 +5,25 @@
 //! go through netlink ([`super::links`]).
 //!
 //! The device is not persistent: it goes with the last descriptor, so SIGKILL leaves none behind.
-//! One packet is one `read` or `write` (IFF_NO_PI: nothing in front of it). Batches are what a virtio-net header and several
-//! queues will need later; the interface stays the same.
+//!
+//! ```text
+//! TunQueue   for a packet thread: blocking waits, super-packets behind a virtio-net header
+//! Tun        for a task: one packet is one `read` or `write`, with nothing in front of it (IFF_NO_PI)
+//! ```
 
-use std::fs::OpenOptions;
+mod queue;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::sys;
 use crate::proto::Packet;
+
+pub use queue::{HEADER_LEN, MAX_PIECES, Offloads, READ_LEN, TunQueue, WriteError};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -66,58 +72,22 @@ pub struct Written {
     pub refused: usize,
 }
 
-/// A TUN device of ours. Goes when dropped.
+/// A TUN device of ours, without offloads, for tasks. Goes when dropped.
 pub struct Tun {
-    fd: AsyncFd<OwnedFd>,
-    name: String,
+    fd: AsyncFd<Arc<OwnedFd>>,
+    queue: TunQueue,
 }
 
 impl Tun {
-    /// Makes the device `name`. Its MTU is set, best effort, by [`super::links::Links`]; here it only is checked.
-    /// To be called within a tokio runtime.
+    /// Makes the device `name`: see [`TunQueue::create`]. To be called within a tokio runtime.
     pub fn create(name: &str, mtu: u16) -> Result<Self, TunError> {
-        // IPv4's least (RFC 791): the kernel takes no smaller one.
-        if mtu < 68 {
-            return Err(TunError::Other(io::Error::other("the MTU is below 68")));
-        }
-        // The kernel takes `%d` as "number it yourself", and then the name is not the one asked for.
-        if name.is_empty()
-            || name.len() > 15
-            || name == "."
-            || name == ".."
-            || name.contains(['/', '%', ':'])
-            || name.bytes().any(|byte| byte.is_ascii_whitespace() || byte == 0)
-        {
-            return Err(TunError::BadName(name.to_owned()));
-        }
-        let file =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE);
-        let fd: OwnedFd = match file {
-            Ok(file) => file.into(),
-            Err(error) => {
-                return Err(match error.raw_os_error() {
-                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDevice,
-                    Some(libc::EACCES | libc::EPERM) => TunError::NoPermission,
-                    _ => TunError::Other(error),
-                });
-            }
-        };
-        let there = sys::interface_index(name).is_some();
-        if let Err(error) = sys::attach_tun(fd.as_fd(), name) {
-            return Err(match error.raw_os_error() {
-                Some(libc::EBUSY) => TunError::Busy(name.to_owned()),
-                Some(libc::EINVAL | libc::EPERM) if there => TunError::Taken(name.to_owned()),
-                Some(libc::EPERM | libc::EACCES) => TunError::NoPermission,
-                Some(libc::EINVAL) => TunError::BadName(name.to_owned()),
-                _ => TunError::Other(error),
-            });
-        }
-        let fd = sys::watch(fd).map_err(TunError::Other)?;
-        Ok(Self { fd, name: name.to_owned() })
+        let queue = TunQueue::create(name, mtu, Offloads::NONE)?;
+        let fd = sys::watch(queue.fd.clone()).map_err(TunError::Other)?;
+        Ok(Self { fd, queue })
     }
 
     pub fn name(&self) -> &str {
-        &self.name
+        self.queue.name()
     }
 
     /// Waits until [`Tun::recv_batch`] may bring something. Cancel-safe. The kernel does not end this wait when somebody
@@ -151,14 +121,10 @@ impl Tun {
     pub fn send_batch<'a>(&self, packets: impl IntoIterator<Item = &'a [u8]>) -> io::Result<Written> {
         let mut written = Written::default();
         for packet in packets {
-            loop {
-                match sys::write(self.fd.get_ref().as_fd(), packet) {
-                    Ok(_) => written.packets += 1,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Err(error),
-                    Err(_) => written.refused += 1,
-                }
-                break;
+            match self.queue.write_packet(packet) {
+                Ok(()) => written.packets += 1,
+                Err(WriteError::Gone(error)) => return Err(error),
+                Err(WriteError::Refused(_) | WriteError::Segmentation(_)) => written.refused += 1,
             }
         }
         Ok(written)

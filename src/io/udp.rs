@@ -1,9 +1,14 @@
 //! All UDP sockets of a member or server, behind one descriptor, read and written in batches.
 //!
 //! ```text
-//! sockets (2 main ones, up to 4,096 extra) ── epoll set ── one AsyncFd ── readable() ── recv_batch()
-//! send_batch(): datagrams in order; each run for one socket is one sendmmsg
+//! sockets (2 main ones, up to 4,096 extra) ── epoll set ─┬─ one AsyncFd ── readable() ── recv_batch()     for a task
+//!                                                        └─ Inlet ── wait() ── recv_batch()               for a thread
+//! send_batch(): datagrams in order; each run for one socket is one sendmmsg                               for a task
+//! get() ── UdpSocket ── send_segments(), send_many()                                                      for a thread
 //! ```
+//!
+//! Receiving is either the task's or, from [`Sockets::inlet`] on, the thread's; opening, closing and [`Sockets::send_batch`]
+//! stay where they are. Only an inlet's sockets give several datagrams in one buffer.
 //!
 //! Assumptions and choices:
 //! - The extra sockets of a hard call cost the runtime nothing: it sees the epoll set's own descriptor only. The sets in
@@ -15,18 +20,28 @@
 //!   is proved in both directions, from whatever address comes); a server binds each of its addresses
 //!   ([`Sockets::bind_one`]), and so always answers from the one that was asked.
 
+mod inlet;
+mod segmentation;
+mod socket;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::sys::{self, Epoll, MAX_BATCH, Outgoing};
+use super::sys::{self, Arrival, Epoll, MAX_BATCH};
 use crate::proto::{Packet, SocketId};
+
+use socket::{Pause, Run};
+
+pub use super::sys::Outgoing;
+pub use inlet::{GroBatch, Incoming, Inlet};
+pub use socket::{Sent, UdpSocket};
 
 /// The mark on each of our own datagrams (SO_MARK, so `ip rule … fwmark 4275`): our default listen port, as `wg-quick` uses
 /// its own. Policy routing keeps marked datagrams out of the tunnel; see [`super::links`]. Needs CAP_NET_ADMIN.
@@ -39,9 +54,6 @@ const BUFFER: usize = 4 << 20;
 const MAX_EXTRA: usize = 4096;
 /// How often to look for a port that is free for both families, where any will do.
 const PORT_TRIES: usize = 16;
-/// A full send buffer drains within a millisecond on any link worth a tunnel; after 20 the datagram is better lost.
-const FULL_WAIT: Duration = Duration::from_millis(1);
-const FULL_TRIES: u32 = 20;
 /// After so many errors in one batch, the rest is left for the next: an error that stays must not hold the caller.
 const MAX_ERRORS: usize = 8;
 /// Most datagrams of one socket in a round while others wait.
@@ -121,10 +133,27 @@ impl RecvBatch {
     }
 }
 
+/// The open sockets. The lock is held for a look-up, or for one batch of an [`Inlet`]'s.
+#[derive(Clone, Default)]
+struct Table(Arc<RwLock<HashMap<SocketId, Arc<UdpSocket>>>>);
+
+impl Table {
+    // Each change is one insertion or removal, so whoever panicked left the map whole.
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<SocketId, Arc<UdpSocket>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<SocketId, Arc<UdpSocket>>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The sockets, by [`SocketId`].
 pub struct Sockets {
-    epoll: AsyncFd<Epoll>,
-    sockets: HashMap<SocketId, Socket>,
+    set: Arc<Epoll>,
+    /// tokio's end of the set; `None` where it is an [`Inlet`]'s.
+    watched: Option<AsyncFd<Arc<Epoll>>>,
+    sockets: Table,
     /// Readable sockets of the current round, each served once before the set is asked again.
     ready: VecDeque<SocketId>,
     counters: Counters,
@@ -133,9 +162,11 @@ pub struct Sockets {
 impl Sockets {
     /// None yet. Errors: out of descriptors, or no tokio runtime.
     pub fn new() -> io::Result<Self> {
+        let set = Arc::new(Epoll::new()?);
         Ok(Self {
-            epoll: sys::watch_set(Epoll::new()?)?,
-            sockets: HashMap::new(),
+            watched: Some(sys::watch_set(set.clone())?),
+            set,
+            sockets: Table::default(),
             ready: VecDeque::new(),
             counters: Counters::default(),
         })
@@ -163,40 +194,57 @@ impl Sockets {
     /// One socket on exactly this address, with large buffers and the mark. Gives the address with its real port. A socket
     /// of the same id is closed first. Errors: the address is taken, or not this machine's.
     pub fn bind_one(&mut self, id: SocketId, address: SocketAddr) -> io::Result<SocketAddr> {
-        let socket = open_socket(address)?;
-        // The forced variants are for root; the others are cut to the system's limit. Small buffers still work.
-        let (level, size) = (libc::SOL_SOCKET, BUFFER as libc::c_int);
-        if sys::set_int_option(socket.as_fd(), level, libc::SO_RCVBUFFORCE, size).is_err() {
-            let _ = socket.set_recv_buffer_size(BUFFER);
-        }
-        if sys::set_int_option(socket.as_fd(), level, libc::SO_SNDBUFFORCE, size).is_err() {
-            let _ = socket.set_send_buffer_size(BUFFER);
-        }
+        let socket = UdpSocket::bind(address)?;
+        socket.enlarge_buffers(BUFFER);
         self.adopt(id, socket)
     }
 
     /// An extra IPv4 socket on all addresses and `port`, or any port where that is 0 or taken. Gives its real port.
     /// Errors: out of descriptors, or more than 4,096 extra sockets.
     pub fn open(&mut self, id: SocketId, port: u16) -> io::Result<u16> {
-        if self.sockets.len() >= MAX_EXTRA + 2 {
+        if self.sockets.read().len() >= MAX_EXTRA + 2 {
             return Err(io::Error::other("too many sockets are open"));
         }
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let socket = match open_socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))) {
-            Err(_) if port != 0 => open_socket(any)?,
+        let socket = match UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))) {
+            Err(_) if port != 0 => UdpSocket::bind(any)?,
             result => result?,
         };
         Ok(self.adopt(id, socket)?.port())
     }
 
-    /// Closes a socket; what was on its way to it is dropped. Nothing happens where it is not open.
+    /// Closes a socket; what was on its way to it is dropped. Nothing happens where it is not open. Its port is free once
+    /// nobody holds it by [`Sockets::get`] any more.
     pub fn close(&mut self, id: SocketId) {
-        self.sockets.remove(&id);
+        if let Some(socket) = self.sockets.write().remove(&id) {
+            // Others may hold it: it would be told of for ever. The kernel knows every socket that is in the table.
+            let _ = self.set.remove(socket.as_fd());
+        }
+    }
+
+    /// An open socket, to send by from any thread.
+    pub fn get(&self, id: SocketId) -> Option<Arc<UdpSocket>> {
+        self.sockets.read().get(&id).cloned()
+    }
+
+    /// Hands receiving over to a thread, for all sockets, now and later. [`Sockets::readable`] waits for ever from then on, and
+    /// [`Sockets::recv_batch`] brings nothing. Errors: done before, or out of descriptors.
+    pub fn inlet(&mut self) -> io::Result<Inlet> {
+        if self.watched.is_none() {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        let inlet = Inlet::new(self.set.clone(), self.sockets.clone())?;
+        self.watched = None;
+        self.ready.clear();
+        for socket in self.sockets.read().values() {
+            socket.receive_merged();
+        }
+        Ok(inlet)
     }
 
     /// The address that a socket is bound to.
     pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        self.sockets.get(&id)?.local_addr().ok()?.as_socket()
+        self.sockets.read().get(&id)?.local_address()
     }
 
     pub fn counters(&self) -> Counters {
@@ -205,7 +253,10 @@ impl Sockets {
 
     /// Waits until [`Sockets::recv_batch`] may bring something. Cancel-safe.
     pub async fn readable(&self) -> io::Result<()> {
-        self.epoll.readable().await.map(|mut guard| guard.retain_ready())
+        match &self.watched {
+            Some(set) => set.readable().await.map(|mut guard| guard.retain_ready()),
+            None => std::future::pending().await,
+        }
     }
 
     /// Fills `batch` with what waits on any socket, fairly, and gives how many datagrams it holds then; 0 where nothing
@@ -218,14 +269,16 @@ impl Sockets {
                 break;
             }
             let Some(id) = self.ready.pop_front() else { break };
-            let Some(socket) = self.sockets.get(&id) else { continue };
+            let Some(socket) = self.get(id) else { continue };
             let share = if self.ready.is_empty() { MAX_BATCH } else { FAIR_SHARE };
             let end = batch.packets.len().min(filled + share);
-            let mut from = [None; MAX_BATCH];
-            match sys::receive(socket.as_fd(), &mut batch.packets[filled..end], &mut from) {
+            let packets = &mut batch.packets[filled..end];
+            let mut arrivals = [Arrival::default(); MAX_BATCH];
+            match sys::receive(socket.as_fd(), packets.iter_mut().map(Packet::spare_mut), &mut arrivals) {
                 Ok(count) => {
-                    for (offset, from) in from[..count].iter().enumerate() {
-                        match *from {
+                    for (offset, (arrival, packet)) in arrivals[..count].iter().zip(packets).enumerate() {
+                        packet.set_len(arrival.len);
+                        match arrival.from {
                             Some(from) => batch.received.push(Received { socket: id, from, index: filled + offset }),
                             None => self.counters.oversized += 1,
                         }
@@ -260,31 +313,47 @@ impl Sockets {
                     None => break,
                 }
             }
-            match self.sockets.get(&first.socket) {
-                Some(socket) => send_run(socket, &run, &mut self.counters).await,
+            match self.get(first.socket) {
+                Some(socket) => {
+                    let mut run = Run::new(&run);
+                    while let Some(pause) = run.step(&socket) {
+                        if pause != Pause::None {
+                            tokio::time::sleep(socket::FULL_WAIT).await;
+                        }
+                    }
+                    self.counters.sent += run.sent.sent as u64;
+                    self.counters.refused += run.sent.refused as u64;
+                    self.counters.overflowed += run.sent.overflowed as u64;
+                }
                 // Closed since, or a machine without IPv6.
                 None => self.counters.refused += run.len() as u64,
             }
         }
     }
 
-    fn adopt(&mut self, id: SocketId, socket: Socket) -> io::Result<SocketAddr> {
-        let address = socket
-            .local_addr()?
-            .as_socket()
-            .ok_or_else(|| io::Error::other("the kernel gave a socket of another family"))?;
-        self.sockets.remove(&id);
-        self.epoll.get_ref().add(socket.as_fd(), u64::from(id.0))?;
-        self.sockets.insert(id, socket);
+    fn adopt(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<SocketAddr> {
+        let address =
+            socket.local_address().ok_or_else(|| io::Error::other("the kernel gave a socket of another family"))?;
+        if self.watched.is_none() {
+            socket.receive_merged();
+        }
+        self.close(id);
+        // In the table first: an inlet that hears of it looks there.
+        let socket = Arc::new(socket);
+        self.sockets.write().insert(id, socket.clone());
+        if let Err(error) = self.set.add(socket.as_fd(), u64::from(id.0)) {
+            self.sockets.write().remove(&id);
+            return Err(error);
+        }
         Ok(address)
     }
 
     /// Starts a new round; `false` where no socket is readable.
     fn ask_for_ready(&mut self) -> bool {
-        let ready = &mut self.ready;
-        let asked = self.epoll.try_io(Interest::READABLE, |epoll| {
+        let (Some(set), ready) = (&self.watched, &mut self.ready) else { return false };
+        let asked = set.try_io(Interest::READABLE, |set| {
             // Only ids that fit were put in.
-            match epoll.ready(|token| ready.push_back(SocketId(token as u32)))? {
+            match set.ready(Some(Duration::ZERO), |token| ready.push_back(SocketId(token as u32)))? {
                 // Tells tokio to wait for the next edge of the set's own descriptor.
                 0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
                 count => Ok(count),
@@ -295,59 +364,7 @@ impl Sockets {
 }
 
 fn outgoing<'a>(datagram: &Datagram<'a>) -> Outgoing<'a> {
-    Outgoing { to: datagram.to, ttl: datagram.ttl, payload: datagram.payload }
-}
-
-fn open_socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
-    // Without CAP_NET_ADMIN (netcheck, a server) there is no tunnel to be kept out of.
-    let _ = socket.set_mark(MARK);
-    let no_df = if address.is_ipv6() {
-        // An IPv4 peer has the IPv4 socket, so mapped addresses never appear.
-        socket.set_only_v6(true)?;
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
-    };
-    let _ = sys::set_int_option(socket.as_fd(), no_df.0, no_df.1, no_df.2);
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
-async fn send_run(socket: &Socket, mut run: &[Outgoing<'_>], counters: &mut Counters) {
-    let (mut full, mut failed) = (0, false);
-    while !run.is_empty() {
-        match sys::send(socket.as_fd(), run) {
-            Ok(sent) => {
-                counters.sent += sent as u64;
-                run = &run[sent.min(run.len())..];
-                (full, failed) = (0, false);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if is_full(&error) => {
-                full += 1;
-                if full > FULL_TRIES {
-                    // Those behind it are not waited for: a link that stands still must not hold the whole loop up.
-                    counters.overflowed += 1;
-                    run = &run[1..];
-                } else {
-                    tokio::time::sleep(FULL_WAIT).await;
-                }
-            }
-            // An error may be a leftover of an earlier datagram's (ICMP); then the same one goes out at the second try.
-            Err(_) if !failed => failed = true,
-            Err(error) => {
-                tracing::trace!(to = %run[0].to, %error, "sending");
-                counters.refused += 1;
-                run = &run[1..];
-                failed = false;
-            }
-        }
-    }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+    Outgoing { to: datagram.to, ttl: datagram.ttl, tos: 0, payload: datagram.payload }
 }
 
 #[cfg(test)]

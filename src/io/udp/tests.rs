@@ -1,6 +1,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use socket2::{Domain, SockRef, Socket, Type};
+
 use super::*;
 
 const V4: SocketId = SocketId::MAIN_V4;
@@ -124,7 +126,7 @@ async fn a_refused_connected_socket_still_receives() {
     let peer = b.local_addr().expect("bound");
     drop(b);
     // The harshest case: on a connected socket the kernel does report ECONNREFUSED, at the next call, whatever that is.
-    a.sockets.get(&V4).expect("open").connect(&peer.into()).expect("connects");
+    SockRef::from(&a.get(V4).expect("open")).connect(&peer.into()).expect("connects");
     let send = |payload| Datagram { socket: V4, to: peer, ttl: None, payload };
     a.send_batch([send(b"1".as_slice())]).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
