@@ -31,7 +31,7 @@ use crate::driver::{Driver, Exit, INPUTS, Input};
 use crate::io::clock;
 use crate::io::links::{Layout, Links};
 use crate::io::netmon::Monitor;
-use crate::io::tun::Tun;
+use crate::io::tun::{Offloads, TunQueue};
 use crate::io::udp::Sockets;
 use crate::proto::SocketId;
 use crate::proto::node::Node;
@@ -126,7 +126,7 @@ impl Daemon {
     async fn start(mesh: Mesh, interface: Option<String>, control_path: &Path, held: &mut Held) -> Result<Self> {
         let (sender, inputs) = mpsc::channel(INPUTS);
         signals::forward(sender.clone()).context("signals can't be caught")?;
-        let tun = Tun::create(&mesh.interface, mesh.mtu)?;
+        let tun = TunQueue::create(&mesh.interface, mesh.mtu, Offloads::ALL)?;
         held.control = Some(listen(control::Server::bind(control_path)?, sender.clone()));
         let sockets = Sockets::bind(mesh.listen_port).map_err(|error| port_refusal(mesh.listen_port, &error))?;
         let port = sockets.local_address(SocketId::MAIN_V4).map_or(mesh.listen_port, |address| address.port());
@@ -154,7 +154,8 @@ impl Daemon {
         getrandom::fill(&mut seed).map_err(|error| anyhow!("the system has no randomness: {error}"))?;
         let now = clock::now();
         let node = Node::new(mesh.core(port), seed, now, clock::wall());
-        let driver = Driver::new(node, tun, sockets, (sender, inputs), mesh.peers.len(), mesh.mtu);
+        let driver = Driver::new(node, tun, sockets, (sender, inputs), mesh.peers.len())
+            .context("the threads that carry packets can't be started")?;
         info!(
             interface = %mesh.interface, port, public_key = %mesh.private_key.public(), peers = mesh.peers.len(), "up"
         );

@@ -1,16 +1,19 @@
-//! The only loop: io → [`Node`] → io.
+//! The core's loop: io → [`Node`] → io.
 //!
 //! ```text
-//! one turn:  due timeouts → actions, then transmits → one bounded batch from each ready source → again
-//!            TUN    → handle_tun (sealed in place)      → one send a batch
-//!            UDP    → handle_datagram (opened in place) → one write to the TUN a batch
-//!            inputs → addresses, port mapping, names, control socket, signals
+//! one turn:  due timeouts → actions, then transmits → one bounded batch of what no lane took → again
+//!            from the TUN   → handle_tun (sealed in place)      → one send a batch
+//!            from UDP       → handle_datagram (opened in place) → the TUN
+//!            inputs         → addresses, port mapping, names, control socket, signals
 //! nothing ready: sleep until Node::poll_timeout, or the watchdog
 //! ```
 //!
-//! Every source gives at most one batch a turn, so none starves another: a flood on UDP leaves the TUN, the control socket
-//! and the timers their share. After a turn that found work the runtime gets one too, for the tasks that send [`Input`].
-//! A packet that can't be handled or sent is dropped and counted; it ends neither its batch nor the loop.
+//! Packets of peers that are connected don't come here: two threads carry them ([`crate::carrier`]), by lanes that the core hands
+//! out, and tell what they carried. What comes here is what needs a decision, and goes packet by packet.
+//!
+//! Every source gives at most one batch a turn, so none starves another: a flood of strangers' datagrams leaves the TUN, the
+//! control socket and the timers their share. After a turn that found work the runtime gets one too, for the tasks that send
+//! [`Input`]. A packet that can't be handled or sent is dropped and counted; it ends neither its batch nor the loop.
 //!
 //! The loop holds no policy: what concerns more than packets (a stop, a reload, a lost device) ends [`Driver::run`] with an
 //! [`Exit`], and the daemon decides.
@@ -27,14 +30,15 @@ use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tracing::{debug, info, trace};
 
+use crate::carrier::{Carrier, Inbound, Outbound, Outer};
 use crate::control::{Reply, Request};
 use crate::daemon::notify::Watchdog;
-use crate::io::tun::Tun;
-use crate::io::udp::{Datagram, RecvBatch, Sockets};
+use crate::io::tun::{TunQueue, WriteError};
+use crate::io::udp::{Datagram, Sockets};
 use crate::io::{clock, resolve};
 use crate::proto::config::Config;
-use crate::proto::node::{MappedPort, Node, Route};
-use crate::proto::packet::{HEADROOM, TAILROOM};
+use crate::proto::lane::Order;
+use crate::proto::node::{MappedPort, Node};
 use crate::proto::{Action, Event, Instant, Packet, Transmit};
 
 use journal::Journal;
@@ -45,8 +49,9 @@ use pings::Pings;
 const BATCH: usize = 64;
 /// Inputs besides packets that one turn takes; they are rare, but a reload may follow a burst of resolved names.
 const INPUTS_A_TURN: usize = 16;
-/// Payload of an Ethernet frame: no control message, ours or STUN's, is longer.
-const ETHERNET: usize = 1500;
+/// How often the core looks at what was carried beside it: a WireGuard timer's shortest time is a hundred times as long, and a
+/// path's first question is asked after eight of these.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How many inputs may wait; senders wait behind that.
 pub const INPUTS: usize = 64;
 /// tokio's timers stand still while the machine sleeps and the core's clock does not; so the loop looks at the latter at
@@ -91,49 +96,62 @@ pub fn tell(inputs: &mpsc::Sender<Input>, input: Input) {
 /// The loop with all that it owns.
 pub struct Driver {
     node: Node,
-    tun: Tun,
+    tun: TunQueue,
     sockets: Sockets,
+    carrier: Carrier,
     inputs: mpsc::Receiver<Input>,
     /// For the tasks that the loop starts itself.
     sender: mpsc::Sender<Input>,
     journal: Journal,
     pings: Pings<Reply>,
     watchdog: Watchdog,
-    /// One batch from the TUN device; those to send are moved to the front, each with its route at the same index.
-    inner: Vec<Packet>,
-    routes: Vec<Route>,
-    /// One batch from the sockets, and which of its packets are for the TUN device.
-    outer: RecvBatch,
-    opened: Vec<usize>,
+    /// What ended a sleep.
+    woken_by: Option<Wake>,
+    /// When what was carried is to be looked at, and when it was last.
+    look_at: Option<Instant>,
+    looked: Instant,
     /// The core's own datagrams.
     transmits: Vec<Transmit>,
+    /// Lanes for the way out, until what came before them is sent.
+    lanes: Vec<Order>,
+}
+
+/// What ends a sleep.
+enum Wake {
+    Inner(Packet),
+    Outer(Outer),
+    Input(Input),
+    News,
+    Gone(io::Error),
 }
 
 impl Driver {
-    /// `inputs` is the other end of `sender`. Nothing is sent or read before [`Driver::run`].
+    /// `inputs` is the other end of `sender`. The threads begin to read at once; nothing is sent before [`Driver::run`].
+    /// Errors: out of threads or descriptors.
     pub fn new(
-        node: Node,
-        tun: Tun,
-        sockets: Sockets,
+        mut node: Node,
+        tun: TunQueue,
+        mut sockets: Sockets,
         (sender, inputs): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
         peers: usize,
-        mtu: u16,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        let carrier = Carrier::start(&tun, sockets.inlet()?, node.hand_out())?;
+        Ok(Self {
             node,
             tun,
             sockets,
+            carrier,
             inputs,
             sender,
             journal: Journal::new(peers, clock::now()),
             pings: Pings::new(),
             watchdog: Watchdog::from_env(clock::now()),
-            inner: inner_room(mtu),
-            routes: Vec::with_capacity(BATCH),
-            outer: outer_room(mtu),
-            opened: Vec::with_capacity(BATCH),
+            woken_by: None,
+            look_at: None,
+            looked: clock::now(),
             transmits: Vec::with_capacity(BATCH),
-        }
+            lanes: Vec::new(),
+        })
     }
 
     /// Drives until the daemon must decide something. Call it again to go on.
@@ -145,13 +163,32 @@ impl Driver {
                 self.node.handle_wall_clock(now, clock::wall());
                 self.node.handle_timeout(now);
             }
+            if self.look_at.is_some_and(|due| due <= now) {
+                self.look(now);
+            }
             self.journal.handle_drops(now, self.node.drops());
             self.drain(now).await;
 
-            let mut busy = false;
-            match (self.take_tun().await, self.take_udp().await) {
-                (Ok(tun), Ok(udp)) => busy |= tun | udp,
-                (Err(error), _) | (_, Err(error)) => return Exit::Failed(self.lost(&error)),
+            let (mut inner, mut outer) = (None, None);
+            match self.woken_by.take() {
+                Some(Wake::Inner(packet)) => inner = Some(packet),
+                Some(Wake::Outer(datagram)) => outer = Some(datagram),
+                Some(Wake::Input(input)) => {
+                    if let Some(exit) = self.handle_input(input).await {
+                        return exit;
+                    }
+                }
+                Some(Wake::News) => {
+                    let due = now.max(self.looked + LOOK_EVERY);
+                    self.look_at.get_or_insert(due);
+                }
+                Some(Wake::Gone(error)) => return Exit::Failed(self.lost(&error)),
+                None => {}
+            }
+            let mut busy = self.take_inner(inner).await;
+            match self.take_outer(outer).await {
+                Ok(took) => busy |= took,
+                Err(error) => return Exit::Failed(self.lost(&error)),
             }
             for _ in 0..INPUTS_A_TURN {
                 let Ok(input) = self.inputs.try_recv() else { break };
@@ -162,16 +199,20 @@ impl Driver {
             }
             if busy {
                 tokio::task::yield_now().await;
-            } else if let Some(exit) = self.sleep().await {
-                return exit;
+            } else {
+                self.woken_by = self.sleep().await;
             }
         }
     }
 
+    /// Hears of what was carried beside the core.
+    fn look(&mut self, now: Instant) {
+        (self.look_at, self.looked) = (None, now);
+        self.node.handle_traffic(now);
+    }
+
     /// Takes over a changed config: see [`Node::handle_config`].
     pub async fn handle_config(&mut self, config: Config) {
-        self.inner = inner_room(config.mtu);
-        self.outer = outer_room(config.mtu);
         self.journal.handle_peers(config.peers.iter().map(|peer| peer.name.as_str()));
         let now = clock::now();
         self.node.handle_config(now, config);
@@ -183,20 +224,18 @@ impl Driver {
         self.journal.status()
     }
 
-    /// Waits for the first of: a packet, an input, the core's deadline, the watchdog's.
-    async fn sleep(&mut self) -> Option<Exit> {
-        let deadline = self.node.poll_timeout().into_iter().chain(self.watchdog.poll_timeout()).min();
-        let pause = deadline.map_or(MAX_SLEEP, |deadline| clock::until(deadline).min(MAX_SLEEP));
-        let input = tokio::select! {
-            // An error here comes again, and is dealt with, when the source is read.
-            _ = self.tun.readable() => None,
-            _ = self.sockets.readable() => None,
-            input = self.inputs.recv() => input,
+    /// Waits for the first of: a packet, an input, news, the core's deadline, the watchdog's.
+    async fn sleep(&mut self) -> Option<Wake> {
+        let deadlines = [self.node.poll_timeout(), self.watchdog.poll_timeout(), self.look_at];
+        let pause = deadlines.into_iter().flatten().min().map_or(MAX_SLEEP, clock::until).min(MAX_SLEEP);
+        let carrier = &mut self.carrier;
+        tokio::select! {
+            Some(packet) = carrier.inner.recv() => Some(Wake::Inner(packet)),
+            Some(datagram) = carrier.outer.recv() => Some(Wake::Outer(datagram)),
+            Some(input) = self.inputs.recv() => Some(Wake::Input(input)),
+            Some(error) = carrier.gone.recv() => Some(Wake::Gone(error)),
+            () = carrier.news.notified() => Some(Wake::News),
             () = tokio::time::sleep(pause) => None,
-        };
-        match input {
-            Some(input) => self.handle_input(input).await,
-            None => None,
         }
     }
 
@@ -204,6 +243,9 @@ impl Driver {
     async fn drain(&mut self, now: Instant) {
         loop {
             let mut idle = true;
+            while let Some(order) = self.node.poll_order() {
+                self.hand_over(order);
+            }
             while let Some(action) = self.node.poll_action() {
                 idle = false;
                 self.carry_out(now, action);
@@ -221,8 +263,30 @@ impl Driver {
                 self.transmits.clear();
             }
             if idle {
-                return;
+                break;
             }
+        }
+        for order in std::mem::take(&mut self.lanes) {
+            if let Order::Outward { peer, lane } = order {
+                let lane = lane.and_then(|lane| self.sockets.get(lane.way.socket).map(|socket| (lane, socket)));
+                self.carrier.tell_outward(Outbound::Lane { peer, lane });
+            }
+        }
+    }
+
+    /// At once for the way in; for the way out once all is sent that came before.
+    fn hand_over(&mut self, order: Order) {
+        match order {
+            Order::Routes(routes) => {
+                self.carrier.tell_outward(Outbound::Routes(routes.clone()));
+                self.carrier.tell_inward(Inbound::Routes(routes));
+            }
+            Order::Inward { index, lane } => self.carrier.tell_inward(Inbound::Lane { index, lane }),
+            Order::Outward { peer, lane: None } => {
+                self.lanes.retain(|held| !matches!(held, Order::Outward { peer: held, .. } if *held == peer));
+                self.carrier.tell_outward(Outbound::Lane { peer, lane: None });
+            }
+            Order::Outward { .. } => self.lanes.push(order),
         }
     }
 
@@ -254,48 +318,58 @@ impl Driver {
         }
     }
 
-    /// One batch from the TUN device: sealed in place, sent together. An error means that the device is gone.
-    async fn take_tun(&mut self) -> io::Result<bool> {
-        let count = self.tun.recv_batch(&mut self.inner)?;
-        if count == 0 {
-            return Ok(false);
-        }
+    /// One batch of inner packets that no lane took: sealed in place, sent together.
+    async fn take_inner(&mut self, first: Option<Packet>) -> bool {
         let now = clock::now();
-        self.routes.clear();
-        for at in 0..count {
-            if let Some(route) = self.node.handle_tun(now, &mut self.inner[at]) {
-                self.inner.swap(self.routes.len(), at);
-                self.routes.push(route);
-            }
+        let (mut count, mut sealed) = (0, Vec::new());
+        let mut next = first.or_else(|| self.carrier.inner.try_recv().ok());
+        while let Some(mut packet) = next {
+            count += 1;
+            let route = self.node.handle_tun(now, &mut packet);
+            sealed.extend(route.map(|route| (route, packet)));
+            next = if count < BATCH { self.carrier.inner.try_recv().ok() } else { None };
+        }
+        if count == 0 {
+            return false;
         }
         self.drain(now).await;
-        let sealed = self.inner.iter().zip(&self.routes);
-        let datagrams = sealed.map(|(packet, route)| Datagram {
+        let datagrams = sealed.iter().map(|(route, packet)| Datagram {
             socket: route.socket,
             to: route.to,
             ttl: None,
             payload: packet.bytes(),
         });
         self.sockets.send_batch(datagrams).await;
-        trace!(count, sealed = self.routes.len(), "TUN batch");
-        Ok(true)
+        // A lane that was handed out meanwhile is used from here on.
+        self.carrier.inner_done(count);
+        trace!(count, sealed = sealed.len(), "inner packets without a lane");
+        true
     }
 
-    /// One batch from the sockets: opened in place, given to the TUN device together. An error means that it is gone.
-    async fn take_udp(&mut self) -> io::Result<bool> {
-        let count = self.sockets.recv_batch(&mut self.outer);
+    /// One batch of datagrams that no lane took: opened in place, given to the TUN device. An error means that it is gone.
+    async fn take_outer(&mut self, first: Option<Outer>) -> io::Result<bool> {
+        let now = clock::now();
+        let mut count = 0;
+        let mut next = first.or_else(|| self.carrier.outer.try_recv().ok());
+        while let Some(Outer { socket, from, mut packet }) = next {
+            count += 1;
+            if self.node.handle_datagram(now, socket, from, &mut packet) {
+                match self.tun.write_packet(packet.bytes()) {
+                    Ok(()) => {}
+                    Err(WriteError::Gone(error)) => return Err(error),
+                    Err(WriteError::Refused(error) | WriteError::Segmentation(error)) => {
+                        trace!(%error, "the device refused a packet");
+                    }
+                }
+            }
+            next = if count < BATCH { self.carrier.outer.try_recv().ok() } else { None };
+        }
         if count == 0 {
             return Ok(false);
         }
-        let now = clock::now();
-        self.opened.clear();
-        for (received, packet) in self.outer.iter_mut() {
-            if self.node.handle_datagram(now, received.socket, received.from, packet) {
-                self.opened.push(received.index);
-            }
-        }
-        let written = self.tun.send_batch(self.opened.iter().map(|index| self.outer.packet(*index).bytes()))?;
-        trace!(count, opened = self.opened.len(), refused = written.refused, "UDP batch");
+        // What was written, not what is still to be sent: the thread waits for no more.
+        self.carrier.outer_done(count);
+        trace!(count, "datagrams without a lane");
         self.drain(now).await;
         Ok(true)
     }
@@ -319,7 +393,10 @@ impl Driver {
 
     fn handle_request(&mut self, now: Instant, request: Request, reply: Reply) -> Option<Exit> {
         match request {
-            Request::Status => reply.send(&self.node.snapshot(now)),
+            Request::Status => {
+                self.look(now);
+                reply.send(&self.node.snapshot(now));
+            }
             Request::Ping { peer, .. } => match self.node.handle_ping(now, &peer) {
                 // The control socket's own task gives up for the user when the time is over.
                 Ok(token) => self.pings.handle_ping(token, reply, Reply::is_abandoned),
@@ -338,14 +415,4 @@ impl Driver {
     fn lost(&self, error: &io::Error) -> anyhow::Error {
         anyhow!("the interface {} is gone: something else deleted it ({error})", self.tun.name())
     }
-}
-
-/// Buffers for inner packets: none is longer than the device's MTU.
-fn inner_room(mtu: u16) -> Vec<Packet> {
-    (0..BATCH).map(|_| Packet::with_capacity(mtu.into())).collect()
-}
-
-/// Buffers for datagrams: a full inner packet, sealed, or any control message (those fit an Ethernet frame).
-fn outer_room(mtu: u16) -> RecvBatch {
-    RecvBatch::new(BATCH, ETHERNET.max(usize::from(mtu) + HEADROOM + TAILROOM))
 }

@@ -80,6 +80,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod carrier;
 pub mod cli;
 pub mod config;
 pub mod control;

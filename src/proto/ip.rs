@@ -14,6 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
+/// Congestion experienced, and the mask of the field.
+const ECN: u8 = 3;
 
 /// Where an inner packet comes from and goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +56,35 @@ impl Header {
             return None;
         }
         Some(Header { source: source.into(), destination: destination.into(), len })
+    }
+}
+
+/// The ECN field (RFC 3168 section 5) of an inner packet, which its datagram bears as well (RFC 6040 section 4.1). 0, not
+/// capable, where the packet is none.
+pub fn ecn(packet: &[u8]) -> u8 {
+    match *packet {
+        [first, second, ..] if first >> 4 == 4 => second & ECN,
+        [first, second, ..] if first >> 4 == 6 => (first << 4 | second >> 4) & ECN,
+        _ => 0,
+    }
+}
+
+/// Tells an inner packet that its datagram met congestion, by `tos`, the datagram's byte of DSCP and ECN (RFC 6040 section 4.2).
+/// A packet that is not capable of ECN stays as it is: WireGuard drops it, but what it carries came through.
+pub fn mark_congestion(packet: &mut [u8], tos: u8) {
+    let is_capable = matches!(ecn(packet), 1 | 2);
+    if tos & ECN != ECN || !is_capable {
+        return;
+    }
+    if packet[0] >> 4 == 6 {
+        packet[1] |= ECN << 4;
+    } else if packet.len() >= V4_HEADER {
+        // RFC 1624: only this byte changes, so the checksum changes by as much, the other way.
+        let added = u32::from(ECN - (packet[1] & ECN));
+        packet[1] |= ECN;
+        let sum = u32::from(!u16::from_be_bytes([packet[10], packet[11]])) + added;
+        let folded = (sum & 0xffff) + (sum >> 16);
+        packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     }
 }
 

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::action::{Drop, Drops};
-use super::allowed_ips::AllowedIps;
 use super::context::PeerId;
+use super::node::Routes;
 use super::path::Way;
 use super::session::{Opener, Sealer};
 use super::time::Instant;
@@ -54,7 +54,7 @@ pub struct InwardLane {
 /// A change of what the threads have.
 pub enum Order {
     /// Whose a destination, or a source, is.
-    Routes(Arc<AllowedIps<PeerId>>),
+    Routes(Arc<Routes>),
     /// `None`: packets for this peer go to the core.
     Outward { peer: PeerId, lane: Option<OutwardLane> },
     /// `None`: datagrams with this index go to the core.

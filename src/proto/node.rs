@@ -62,7 +62,7 @@ pub struct Node {
     config: Config,
     local: Local,
     gate: Gate,
-    routes: AllowedIps<PeerId>,
+    routes: Routes,
     peers: BTreeMap<PeerId, Peer>,
     by_key: BTreeMap<PublicKey, PeerId>,
     next_peer: PeerId,
@@ -83,6 +83,9 @@ pub struct Node {
     moved_at: Option<Instant>,
     resolving: BTreeSet<String>,
 }
+
+/// Whose each virtual address is.
+pub type Routes = AllowedIps<PeerId>;
 
 /// Where a sealed packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +127,7 @@ impl Node {
                 memory: Memory::default(),
             },
             gate,
-            routes: AllowedIps::default(),
+            routes: Routes::default(),
             peers: BTreeMap::new(),
             by_key: BTreeMap::new(),
             next_peer: 0,

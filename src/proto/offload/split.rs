@@ -83,6 +83,11 @@ impl<'a> Split<'a> {
         &self.header
     }
 
+    /// All of it, with its headers as they were handed over.
+    pub fn packet(&self) -> &'a [u8] {
+        self.packet
+    }
+
     /// Whether it is one segment, as long as what was read.
     pub fn is_whole(&self) -> bool {
         self.segments() == 1

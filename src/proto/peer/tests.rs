@@ -48,6 +48,7 @@ fn local(discovery: Vec<Discovery>) -> Local {
         errands: VecDeque::new(),
         indices: BTreeMap::new(),
         out: VecDeque::new(),
+        orders: None,
         hard_calls: BTreeSet::new(),
         low_ttl: 2,
         low_ttl_is_known: false,
