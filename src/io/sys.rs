@@ -147,7 +147,7 @@ pub mod tests {
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
         assert!(received >= 0, "{}", io::Error::last_os_error());
         let mut ttl = None;
-        control.each(message.msg_controllen as usize, |_, _, data| {
+        control.each(message.msg_controllen as _, |_, _, data| {
             ttl = data.try_into().ok().map(i32::from_ne_bytes);
         });
         ttl.expect("a TTL came along")
