@@ -124,6 +124,10 @@ async fn senders_are_told_apart_and_the_sockets_too() {
     assert_eq!(passes(&v4, extra, &mut inlet, 20 * 1000, 1000), 1, "a later socket's are merged too");
 
     let held = to.get(SocketId(7)).expect("open");
+    held.enlarge_buffers();
+    let room = |socket: &UdpSocket| SockRef::from(socket).recv_buffer_size().expect("a socket");
+    assert_eq!(room(&held), room(&to.get(V4).expect("open")));
+
     to.close(SocketId(7));
     v4.send_many(&[outgoing(extra, b"late"), outgoing(main, b"main")]);
     let (got, _) = collect(&mut inlet, 2);
