@@ -157,6 +157,44 @@ async fn a_socket_opened_while_the_thread_waits_is_heard() {
 }
 
 #[tokio::test]
+async fn sockets_may_come_and_go_while_a_thread_receives_and_others_send() {
+    const DATAGRAMS: usize = 20_000;
+    let Ends { from, mut to, mut inlet } = ends();
+    let (socket, main) = (from.get(V4).expect("open"), at("127.0.0.1", &to, V4));
+    thread::scope(|scope| {
+        let receiver = scope.spawn(move || {
+            let (mut batch, mut next) = (GroBatch::new(16), 0u32);
+            while next < DATAGRAMS as u32 && inlet.wait(SECOND).expect("waits").readable {
+                inlet.recv_batch(&mut batch);
+                for got in batch.iter_mut().filter(|got| got.socket == V4) {
+                    assert_eq!(*got.payload, next.to_be_bytes());
+                    next += 1;
+                }
+            }
+            next
+        });
+        let sender = scope.spawn(|| {
+            let numbers: Vec<u8> = (0..DATAGRAMS as u32).flat_map(u32::to_be_bytes).collect();
+            for part in numbers.chunks(4 * 50) {
+                assert_eq!(socket.send_segments(main, 0, part, 4), all_sent(50));
+                // Loopback has no brake.
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        while !sender.is_finished() {
+            for id in 2..10 {
+                let port = to.open(SocketId(id), 0).expect("opens");
+                socket.send_segments(SocketAddr::from(([127, 0, 0, 1], port)), 0, b"probe", 5);
+            }
+            for id in 2..10 {
+                to.close(SocketId(id));
+            }
+        }
+        assert_eq!(receiver.join().expect("no panic"), DATAGRAMS as u32);
+    });
+}
+
+#[tokio::test]
 async fn a_wake_ends_a_wait_and_is_seen_while_there_is_much_to_do() {
     let Ends { from, to, mut inlet } = ends();
     let waker = inlet.waker();
