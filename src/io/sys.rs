@@ -104,6 +104,7 @@ fn done(result: libc::c_int) -> io::Result<()> {
 pub mod tests {
     use std::mem::zeroed;
     use std::os::fd::AsFd;
+    use std::process::Command;
 
     use super::*;
 
@@ -116,6 +117,20 @@ pub mod tests {
             eprintln!("SKIPPED: this test needs root for a network namespace: {}", io::Error::last_os_error());
         }
         entered
+    }
+
+    /// Runs a command, which must succeed, and gives what it prints.
+    pub fn run(command: &str) -> String {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let output = Command::new(words[0]).args(&words[1..]).output().expect("can be started");
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// This thread as `ip link set … netns` wants it.
+    pub fn thread_id() -> String {
+        let link = std::fs::read_link("/proc/thread-self").expect("/proc is there");
+        link.file_name().expect("PID/task/TID").to_string_lossy().into_owned()
     }
 
     /// Receives one datagram and gives the TTL or hop limit that it came with.
@@ -132,7 +147,7 @@ pub mod tests {
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
         assert!(received >= 0, "{}", io::Error::last_os_error());
         let mut ttl = None;
-        control.each(message.msg_controllen as usize, |_, _, data| {
+        control.each(message.msg_controllen as _, |_, _, data| {
             ttl = data.try_into().ok().map(i32::from_ne_bytes);
         });
         ttl.expect("a TTL came along")

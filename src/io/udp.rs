@@ -47,9 +47,6 @@ pub use socket::{Sent, UdpSocket};
 /// its own. Policy routing keeps marked datagrams out of the tunnel; see [`super::links`]. Needs CAP_NET_ADMIN.
 pub const MARK: u32 = 4275;
 
-/// Wanted socket buffers: 4 MiB are 30 ms of a gigabit, longer than this process is ever kept off a processor. The kernel
-/// may give less (net.core.rmem_max) where we are not root.
-const BUFFER: usize = 4 << 20;
 /// Most extra sockets; a config may ask for 256 in a call, and 16 calls at once is more than the core ever makes.
 const MAX_EXTRA: usize = 4096;
 /// How often to look for a port that is free for both families, where any will do.
@@ -195,7 +192,7 @@ impl Sockets {
     /// of the same id is closed first. Errors: the address is taken, or not this machine's.
     pub fn bind_one(&mut self, id: SocketId, address: SocketAddr) -> io::Result<SocketAddr> {
         let socket = UdpSocket::bind(address)?;
-        socket.enlarge_buffers(BUFFER);
+        socket.enlarge_buffers();
         self.adopt(id, socket)
     }
 
@@ -228,7 +225,8 @@ impl Sockets {
     }
 
     /// Hands receiving over to a thread, for all sockets, now and later. [`Sockets::readable`] waits for ever from then on, and
-    /// [`Sockets::recv_batch`] brings nothing. Errors: done before, or out of descriptors.
+    /// [`Sockets::recv_batch`] brings nothing. The sockets close when both are dropped. Errors: done before, or out of
+    /// descriptors.
     pub fn inlet(&mut self) -> io::Result<Inlet> {
         if self.watched.is_none() {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));

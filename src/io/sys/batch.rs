@@ -86,7 +86,7 @@ fn receive_up_to<'a, const MOST: usize>(
             segment: None,
             tos: 0,
         };
-        controls[i].each(header.msg_controllen as usize, |level, kind, data| match (level, kind, data) {
+        controls[i].each(header.msg_controllen as _, |level, kind, data| match (level, kind, data) {
             (libc::IPPROTO_IP, libc::IP_TOS, [tos, ..]) => arrival.tos = *tos,
             (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, data) => arrival.tos = int(data) as u8,
             (libc::IPPROTO_UDP, libc::UDP_GRO, data) => {

@@ -63,7 +63,7 @@ impl Control {
             // SAFETY: `rest` is at least `front` long, which is at least a header; the read needs no alignment, and any
             // bytes are a valid header.
             let header = unsafe { rest.as_ptr().cast::<cmsghdr>().read_unaligned() };
-            let end = header.cmsg_len as usize;
+            let end: usize = header.cmsg_len as _; // libcs differ in its type
             let Some(data) = rest.get(front..end) else { return };
             found(header.cmsg_level, header.cmsg_type, data);
             rest = rest.get(space(data.len())..).unwrap_or_default();

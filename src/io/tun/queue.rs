@@ -220,3 +220,6 @@ fn again(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

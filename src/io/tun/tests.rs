@@ -7,14 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::io::links::{Gateway, Layout, LinkError, Links, clean_up, gateway, own_addresses};
 use crate::io::netmon::Monitor;
-use crate::io::sys::tests::enter_own_namespace;
-
-fn run(command: &str) -> String {
-    let words: Vec<&str> = command.split_whitespace().collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().expect("can be started");
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
-}
+use crate::io::sys::tests::{enter_own_namespace, run};
 
 /// A device like any (test kernels may lack dummy ones); up when it is set up.
 fn add_device(name: &str) {

@@ -167,3 +167,6 @@ impl Inlet {
         batch.filled
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,10 @@
 //! - EMSGSIZE (EINVAL before Linux 6.13): the segments don't fit that path's MTU. Without segmentation the kernel sends them
 //!   in fragments, so segments of this length and longer are sent one by one to that destination, and shorter ones are tried.
 //! - EIO: the route's device has no checksum offload, or an IPsec policy is on it. No segments to that destination.
-//! - Anything that says "no such option": none by this socket.
+//! - Anything that says "no such option": none by this socket, for good.
 //!
-//! What was refused for one destination is tried again after a minute: routes and path MTUs change, and a try costs one
-//! system call and loses nothing.
+//! What was refused for a destination is tried again after a minute: routes and path MTUs change, and a try costs one system
+//! call and loses nothing.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,8 @@ use std::time::Duration;
 use crate::proto::Instant;
 
 const TRY_AGAIN: Duration = Duration::from_secs(60);
-/// A machine with refusals for more destinations than this has them because of its devices: then none by this socket.
+/// A machine with refusals for more destinations than this has them because of its own devices: then what was refused for
+/// any of them is not tried for all.
 const MAX_DESTINATIONS: usize = 16;
 
 pub struct Segmentation {
@@ -29,7 +30,8 @@ pub struct Segmentation {
 }
 
 struct Refused {
-    to: SocketAddr,
+    /// `None`: everywhere.
+    to: Option<SocketAddr>,
     /// This length and longer.
     segment: usize,
     until: Instant,
@@ -54,7 +56,7 @@ impl Segmentation {
         let (mut refused, now) = (self.lock(), now());
         refused.retain(|refused| refused.until > now);
         self.refused_any.store(!refused.is_empty(), Ordering::Relaxed);
-        !refused.iter().any(|refused| refused.to == to && segment >= refused.segment)
+        !refused.iter().any(|refused| refused.to.is_none_or(|there| there == to) && segment >= refused.segment)
     }
 
     /// Whether an error of a segmented send is about the segmentation; then it is remembered, and the same bytes are to be
@@ -70,14 +72,17 @@ impl Segmentation {
     }
 
     fn refuse(&self, now: Instant, to: SocketAddr, segment: usize) {
-        let mut refused = self.lock();
-        let until = now + TRY_AGAIN;
-        if let Some(known) = refused.iter_mut().find(|refused| refused.to == to) {
-            *known = Refused { to, segment: segment.min(known.segment), until };
-        } else if refused.len() < MAX_DESTINATIONS {
-            refused.push(Refused { to, segment, until });
+        let mut list = self.lock();
+        let mut new = Refused { to: Some(to), segment, until: now + TRY_AGAIN };
+        if let Some(known) = list.iter_mut().find(|known| known.to == new.to) {
+            new.segment = segment.min(known.segment);
+            *known = new;
+        } else if list.len() < MAX_DESTINATIONS {
+            list.push(new);
         } else {
-            self.possible.store(false, Ordering::Relaxed);
+            new.to = None;
+            new.segment = list.iter().map(|known| known.segment).fold(segment, usize::min);
+            *list = vec![new];
         }
         self.refused_any.store(true, Ordering::Relaxed);
     }
@@ -126,16 +131,27 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_it_or_devices_that_all_refuse_switch_it_off() {
+    fn a_kernel_without_it_is_not_asked_again() {
         assert!(!Segmentation::new(false).allows(|| NOW, address(1), 1));
         let segmentation = Segmentation::new(true);
         assert!(segmentation.handle_error(NOW, address(1), 1452, &error(libc::ENOPROTOOPT)));
         assert!(!segmentation.allows(|| NOW + TRY_AGAIN, address(2), 1));
+    }
+
+    #[test]
+    fn what_more_than_a_few_destinations_refuse_is_tried_nowhere_for_a_minute() {
         let segmentation = Segmentation::new(true);
         for port in 0..=MAX_DESTINATIONS as u16 {
-            assert!(segmentation.allows(|| NOW, address(port), 1));
-            assert!(segmentation.handle_error(NOW, address(port), 1, &error(libc::EIO)));
+            assert!(segmentation.allows(|| NOW, address(port), 1452));
+            let segment = 1452 - usize::from(port % 3);
+            assert!(segmentation.handle_error(NOW, address(port), segment, &error(libc::EMSGSIZE)));
         }
-        assert!(!segmentation.allows(|| NOW, address(9_999), 1));
+        let allows = |now, segment| segmentation.allows(|| now, address(9_999), segment);
+        assert!(!allows(NOW, 1450) && allows(NOW, 1449) && allows(NOW + TRY_AGAIN, 1450));
+        for port in 0..1000 {
+            segmentation.handle_error(NOW, address(port), 1, &error(libc::EIO));
+            assert!(segmentation.lock().len() <= MAX_DESTINATIONS);
+        }
+        assert!(!allows(NOW, 1));
     }
 }

@@ -18,6 +18,9 @@ use super::segmentation::Segmentation;
 use crate::io::clock;
 use crate::io::sys::{self, MAX_BATCH, Outgoing};
 
+/// Wanted socket buffers: 4 MiB are 30 ms of a gigabit, longer than this process is ever kept off a processor. The kernel
+/// may give less (net.core.rmem_max) where we are not root.
+const BUFFER: usize = 4 << 20;
 /// The longest payload that one IPv4 packet holds; the kernel builds one such packet before it cuts that up.
 const MAX_BYTES: usize = 65_535 - 20 - 8;
 /// UDP_MAX_SEGMENTS of the first kernels with UDP_SEGMENT; later ones take 128.
@@ -71,15 +74,16 @@ impl UdpSocket {
         Ok(Self { socket, segmentation: Segmentation::new(possible) })
     }
 
-    /// Best effort, as large as we may.
-    pub(super) fn enlarge_buffers(&self, size: usize) {
+    /// Makes the buffers as large as traffic needs, or as we may: for the main sockets, and for an extra one once a path goes
+    /// by it (hundreds of those may be open at once, and most only ever probe).
+    pub fn enlarge_buffers(&self) {
+        let (fd, size) = (self.socket.as_fd(), BUFFER as libc::c_int);
         // The forced variants are for root; the others are cut to the system's limit. Small buffers still work.
-        let (fd, forced) = (self.socket.as_fd(), libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX));
-        if sys::set_int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, forced).is_err() {
-            let _ = self.socket.set_recv_buffer_size(size);
+        if sys::set_int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
+            let _ = self.socket.set_recv_buffer_size(BUFFER);
         }
-        if sys::set_int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, forced).is_err() {
-            let _ = self.socket.set_send_buffer_size(size);
+        if sys::set_int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size).is_err() {
+            let _ = self.socket.set_send_buffer_size(BUFFER);
         }
     }
 
