@@ -10,7 +10,8 @@
 //!   it are served round robin, so that no socket starves another.
 //! - No socket is connected and IP_RECVERR is off, so ICMP errors seldom reach us; where one does (or a firewall says
 //!   EPERM, or a route is missing), it costs at most the datagram that met it, never the rest of a batch.
-//! - The don't-fragment bit is off, as in the kernel's WireGuard: a path with a smaller MTU fragments instead of swallowing.
+//! - The don't-fragment bit is off, as in the kernel's WireGuard: a path with a smaller MTU fragments instead of swallowing. Only
+//!   what measures the path has it ([`Sockets::send_whole`]).
 //! - A socket on a wildcard address answers from the address that the route chooses. A member's peers accept that (a path
 //!   is proved in both directions, from whatever address comes); a server binds each of its addresses
 //!   ([`Sockets::bind_one`]), and so always answers from the one that was asked.
@@ -268,6 +269,20 @@ impl Sockets {
         }
     }
 
+    /// Sends one datagram with the don't-fragment bit, whatever the kernel thinks of the path: a sounding. What our own interface
+    /// does not carry is counted as refused. The bit is the socket's and not a datagram's, so it is set for just this one; what
+    /// another thread sends meanwhile has it too, which only a path that makes fragments sees.
+    pub async fn send_whole(&mut self, datagram: Datagram<'_>) {
+        let Some(socket) = self.sockets.get(&datagram.socket) else {
+            self.counters.refused += 1;
+            return;
+        };
+        let is_v6 = datagram.to.is_ipv6();
+        set_whole(socket, is_v6, true);
+        send_run(socket, &[outgoing(&datagram)], &mut self.counters).await;
+        set_whole(socket, is_v6, false);
+    }
+
     fn adopt(&mut self, id: SocketId, socket: Socket) -> io::Result<SocketAddr> {
         let address = socket
             .local_addr()?
@@ -302,16 +317,24 @@ fn open_socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
     // Without CAP_NET_ADMIN (netcheck, a server) there is no tunnel to be kept out of.
     let _ = socket.set_mark(MARK);
-    let no_df = if address.is_ipv6() {
+    if address.is_ipv6() {
         // An IPv4 peer has the IPv4 socket, so mapped addresses never appear.
         socket.set_only_v6(true)?;
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
-    };
-    let _ = sys::set_int_option(socket.as_fd(), no_df.0, no_df.1, no_df.2);
+    }
+    set_whole(&socket, address.is_ipv6(), false);
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// Whether datagrams go with the don't-fragment bit and none is cut here, or without.
+fn set_whole(socket: &Socket, is_v6: bool, whole: bool) {
+    let (level, option, value) = match (is_v6, whole) {
+        (true, true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+        (true, false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        (false, true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (false, false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+    };
+    let _ = sys::set_int_option(socket.as_fd(), level, option, value);
 }
 
 async fn send_run(socket: &Socket, mut run: &[Outgoing<'_>], counters: &mut Counters) {
