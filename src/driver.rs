@@ -252,6 +252,11 @@ impl Driver {
             }
             while let Some(transmit) = self.node.poll_transmit() {
                 trace!(to = %transmit.to, socket = transmit.socket.0, len = transmit.payload.len(), "sent");
+                if transmit.whole {
+                    idle = false;
+                    self.sockets.send_whole(Datagram::from(&transmit)).await;
+                    continue;
+                }
                 self.transmits.push(transmit);
                 if self.transmits.len() == BATCH {
                     break;
@@ -306,6 +311,10 @@ impl Driver {
                     // The loop has ended where this fails, and needs no name any more.
                     let _ = sender.send(Input::Resolved { name, addresses }).await;
                 });
+            }
+            Action::Inject { packet } => {
+                // A device that is gone shows when it is read.
+                let _ = self.tun.write_packet(&packet);
             }
             Action::Event(event) => {
                 self.journal.handle_event(&event);

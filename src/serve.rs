@@ -219,7 +219,7 @@ fn datagrams(answers: &[Transmit]) -> impl Iterator<Item = Datagram<'_>> + Send 
 fn transmit(listener: usize, to: SocketAddr, payload: Vec<u8>) -> Transmit {
     // Listeners were numbered by a u32 when they were bound.
     let socket = SocketId(u32::try_from(listener).unwrap_or(u32::MAX));
-    Transmit { socket, to, ttl: None, payload }
+    Transmit { socket, to, ttl: None, whole: false, payload }
 }
 
 /// Why `address` can't be listened on, and what to do.

@@ -225,6 +225,9 @@ impl Page {
         if let Some(rtt) = peer.rtt_ms {
             self.field("round trip", milliseconds(rtt));
         }
+        if let Some(mtu) = peer.path_mtu {
+            self.field("path mtu", format!("{mtu}, {} inside", peer.inner_mtu));
+        }
         self.field("allowed ips", peer.allowed_ips.join(", "));
         if let Some(at) = peer.last_handshake {
             self.field("latest handshake", ago(now, at));

@@ -21,6 +21,8 @@ fn peer(name: &str, state: State) -> Peer {
         method: connected.then_some(Method::Punch),
         why: Some("both NATs were asked".into()),
         cipher: None,
+        path_mtu: None,
+        inner_mtu: 1420,
         rtt_ms: None,
         connect_ms: connected.then_some(340),
         probes_sent: 1,

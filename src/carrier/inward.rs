@@ -22,6 +22,7 @@ use crate::io::udp::{GroBatch, Incoming, Inlet};
 use crate::proto::action::Drop as Reason;
 use crate::proto::ip::{self, Header};
 use crate::proto::lane::InwardLane;
+use crate::proto::mss;
 use crate::proto::node::Routes;
 use crate::proto::offload::merge::{Accepts, Merger};
 use crate::proto::offload::split::Split;
@@ -174,6 +175,7 @@ fn open<'a>(lane: &InwardLane, routes: &Routes, incoming: Incoming<'a>) -> Resul
     }
     let inner = &mut inner[..header.len];
     ip::mark_congestion(inner, incoming.tos);
+    mss::clamp(inner, lane.limit);
     Ok(Some(inner))
 }
 

@@ -25,6 +25,7 @@ use crate::proto::action::Drop as Reason;
 use crate::proto::context::PeerId;
 use crate::proto::ip;
 use crate::proto::lane::OutwardLane;
+use crate::proto::mss;
 use crate::proto::node::Routes;
 use crate::proto::offload::split::Split;
 use crate::proto::offload::virtio;
@@ -160,11 +161,10 @@ impl Outward {
         let Some(peer) = self.routes.lookup(split.header().destination) else {
             return self.desk.drops.count(Reason::NoRoute);
         };
-        match self.lanes.get(&peer).filter(|lane| self.now < lane.lane.until) {
-            Some(lane) => {
-                let (mtu, tos) = (lane.lane.mtu, ip::ecn(split.packet()));
-                self.load(peer, mtu, tos, &split);
-            }
+        let longest = split.segment_len(0);
+        let carries = |lane: &&Lane| self.now < lane.lane.until && longest <= usize::from(lane.lane.limit);
+        match self.lanes.get(&peer).filter(carries) {
+            Some(lane) => self.load(peer, lane.lane.limit, &split),
             None => {
                 for index in 0..split.segments() {
                     let mut packet = Packet::with_capacity(split.segment_len(index));
@@ -176,10 +176,11 @@ impl Outward {
         }
     }
 
-    fn load(&mut self, peer: PeerId, mtu: usize, tos: u8, split: &Split<'_>) {
+    fn load(&mut self, peer: PeerId, limit: u16, split: &Split<'_>) {
+        let tos = ip::ecn(split.packet());
         for index in 0..split.segments() {
             let inner = split.segment_len(index);
-            let padding = padding(inner, mtu);
+            let padding = padding(inner, limit.into());
             let len = OVERHEAD + inner + padding;
             if !self.volley.takes(peer, tos, len) {
                 self.flush();
@@ -188,6 +189,7 @@ impl Outward {
             let datagram = &mut volley.buffer[volley.len..volley.len + len];
             let (packet, rest) = datagram[HEADER_LEN..].split_at_mut(inner);
             split.write(index, packet);
+            mss::clamp(packet, limit);
             rest[..padding].fill(0);
             if volley.count == 0 {
                 (volley.peer, volley.tos, volley.segment, volley.closed) = (peer, tos, len, false);
@@ -220,7 +222,7 @@ impl Outward {
         for _ in 0..sent.refused + sent.overflowed {
             self.desk.drops.count(Reason::Overload);
         }
-        let is_news = lane.lane.traffic.note_sent(self.now, len, count);
+        let is_news = lane.lane.traffic.note_sent(self.now, len, count, volley.segment - OVERHEAD);
         self.desk.tell(is_news);
     }
 }

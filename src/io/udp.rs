@@ -15,7 +15,8 @@
 //!   it are served round robin, so that no socket starves another.
 //! - No socket is connected and IP_RECVERR is off, so ICMP errors seldom reach us; where one does (or a firewall says
 //!   EPERM, or a route is missing), it costs at most the datagram that met it, never the rest of a batch.
-//! - The don't-fragment bit is off, as in the kernel's WireGuard: a path with a smaller MTU fragments instead of swallowing.
+//! - The don't-fragment bit is off, as in the kernel's WireGuard: a path with a smaller MTU fragments instead of swallowing. Only
+//!   what measures the path has it ([`Sockets::send_whole`]).
 //! - A socket on a wildcard address answers from the address that the route chooses. A member's peers accept that (a path
 //!   is proved in both directions, from whatever address comes); a server binds each of its addresses
 //!   ([`Sockets::bind_one`]), and so always answers from the one that was asked.
@@ -327,6 +328,19 @@ impl Sockets {
                 None => self.counters.refused += run.len() as u64,
             }
         }
+    }
+
+    /// Sends one datagram with the don't-fragment bit, whatever the kernel thinks of the path: a sounding. What our own interface
+    /// does not carry is counted as refused. The bit is the socket's and not a datagram's, so it is set for just this one; what
+    /// another thread sends meanwhile has it too, which only a path that makes fragments sees.
+    pub async fn send_whole(&mut self, datagram: Datagram<'_>) {
+        let Some(socket) = self.get(datagram.socket) else {
+            self.counters.refused += 1;
+            return;
+        };
+        socket.set_whole(true);
+        self.send_batch([datagram]).await;
+        socket.set_whole(false);
     }
 
     fn adopt(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<SocketAddr> {

@@ -28,6 +28,8 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// The IP time to live, where it is not the system's own: a low one opens one's own NAT and never reaches the other's.
     pub ttl: Option<u8>,
+    /// It is to be lost rather than cut into fragments, here or on the way: a sounding ([`super::mtu`]).
+    pub whole: bool,
     pub payload: Vec<u8>,
 }
 
@@ -41,6 +43,8 @@ pub enum Action {
     CloseSocket { id: SocketId },
     /// Resolve a host name; answer with `Node::handle_resolved`, with no addresses where it failed.
     Resolve { name: String },
+    /// Give the TUN device this inner packet of our own making: an ICMP error about one that it gave.
+    Inject { packet: Vec<u8> },
     /// Something happened that a log, a user who waits, or a test wants to know.
     Event(Event),
 }
@@ -84,10 +88,12 @@ pub enum Drop {
     NoRoute,
     /// A queue or a table is full, or a rate limit was reached.
     Overload,
+    /// An inner packet that is longer than the path carries, and that must not be cut: its sender was told.
+    TooBig,
 }
 
 impl Drop {
-    pub const ALL: [(Drop, &'static str); 7] = [
+    pub const ALL: [(Drop, &'static str); 8] = [
         (Drop::Malformed, "malformed"),
         (Drop::Unauthentic, "unauthentic"),
         (Drop::Replayed, "replayed"),
@@ -95,6 +101,7 @@ impl Drop {
         (Drop::ForeignSource, "foreign_source"),
         (Drop::NoRoute, "no_route"),
         (Drop::Overload, "overload"),
+        (Drop::TooBig, "too_big"),
     ];
 }
 

@@ -99,7 +99,14 @@ impl Local {
     }
 
     pub fn send_with(&mut self, way: Way, ttl: Option<u8>, payload: Vec<u8>) {
-        self.out.push_back(Output::Transmit(Transmit { socket: way.socket, to: way.remote, ttl, payload }));
+        let transmit = Transmit { socket: way.socket, to: way.remote, ttl, whole: false, payload };
+        self.out.push_back(Output::Transmit(transmit));
+    }
+
+    /// Sends what is to be lost rather than cut into fragments.
+    pub fn send_whole(&mut self, way: Way, payload: Vec<u8>) {
+        let transmit = Transmit { socket: way.socket, to: way.remote, ttl: None, whole: true, payload };
+        self.out.push_back(Output::Transmit(transmit));
     }
 
     pub fn send_packet(&mut self, way: Way, packet: &Packet) {

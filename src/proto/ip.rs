@@ -1,4 +1,4 @@
-//! As much of an inner packet's IP header as routing needs.
+//! As much of an inner packet's IP header as routing needs, and where what it carries begins.
 //!
 //! ```text
 //! IPv4 (RFC 791)                           IPv6 (RFC 8200)
@@ -12,10 +12,55 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
+pub const V4_HEADER: usize = 20;
+pub const V6_HEADER: usize = 40;
 /// Congestion experienced, and the mask of the field.
 const ECN: u8 = 3;
+
+/// IPv6's extension headers that stand before what is carried (RFC 8200 section 4).
+pub const HOP_BY_HOP: u8 = 0;
+pub const ROUTING: u8 = 43;
+pub const FRAGMENT: u8 = 44;
+pub const DESTINATION: u8 = 60;
+
+/// Where what a packet carries begins, and what it is, by its protocol number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Upper {
+    pub protocol: u8,
+    pub at: usize,
+}
+
+impl Upper {
+    /// Of a packet that [`Header::parse`] took. `None`: a fragment, but for IPv4's first, or a chain of headers that is cut off.
+    pub fn of(packet: &[u8]) -> Option<Upper> {
+        if packet.first()? >> 4 == 4 {
+            let at = usize::from(packet[0] & 0x0f) * 4;
+            let offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
+            return (offset == 0 && at <= packet.len()).then_some(Upper { protocol: *packet.get(9)?, at });
+        }
+        let (mut protocol, mut at) = (*packet.get(6)?, V6_HEADER);
+        while matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION) {
+            protocol = *packet.get(at)?;
+            at += (usize::from(*packet.get(at + 1)?) + 1) * 8;
+        }
+        (protocol != FRAGMENT && at <= packet.len()).then_some(Upper { protocol, at })
+    }
+}
+
+/// The internet checksum (RFC 1071) of parts that follow each other; all but the last have an even length.
+pub fn checksum(parts: &[&[u8]]) -> u16 {
+    let word = |pair: &[u8]| u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let sum: u64 = parts.iter().flat_map(|part| part.chunks(2)).map(word).sum();
+    !fold(sum)
+}
+
+/// A sum of 16-bit words in one's complement.
+pub fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
 
 /// Where an inner packet comes from and goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,6 +181,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_packet_carries_is_found_behind_options_and_extension_headers() {
+        let mut packet = v4(28);
+        packet[9] = 17;
+        packet.extend([0; 8]);
+        assert_eq!(Upper::of(&packet), Some(Upper { protocol: 17, at: 20 }));
+        packet[7] = 1;
+        assert_eq!(Upper::of(&packet), None, "no first fragment");
+
+        let mut packet = v6("fd77::1", 32);
+        packet[6] = HOP_BY_HOP;
+        packet.extend([DESTINATION, 0, 1, 4, 0, 0, 0, 0]);
+        packet.extend([6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        packet.extend([0; 8]);
+        assert_eq!(Upper::of(&packet), Some(Upper { protocol: 6, at: 64 }));
+        assert_eq!(Upper::of(&packet[..50]), None);
+        packet[48] = FRAGMENT;
+        assert_eq!(Upper::of(&packet), None);
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_rfc_1071() {
+        assert_eq!(checksum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
+        assert_eq!(checksum(&[&[0xff; 3]]), 0x00ff);
+    }
+
+    #[test]
     fn an_ipv4_address_mapped_into_ipv6_is_refused() {
         assert_eq!(Header::parse(&v6("::ffff:10.77.0.1", 0)), None);
     }
@@ -145,6 +216,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             if let Some(header) = Header::parse(&bytes) {
                 prop_assert!(header.len <= bytes.len());
+                prop_assert!(Upper::of(&bytes).is_none_or(|upper| upper.at <= bytes.len()));
             }
         }
     }

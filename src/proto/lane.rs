@@ -18,7 +18,7 @@
 //! done with what that thread gave it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::action::{Drop, Drops};
 use super::context::PeerId;
@@ -34,8 +34,8 @@ pub struct OutwardLane {
     pub sealer: Sealer,
     /// From then on the session seals nothing.
     pub until: Instant,
-    /// The inner MTU, beyond which no packet is padded.
-    pub mtu: usize,
+    /// The longest inner packet that the path carries, which padding does not exceed either; a longer one is the core's to judge.
+    pub limit: u16,
     pub traffic: Arc<Traffic>,
 }
 
@@ -48,6 +48,8 @@ pub struct InwardLane {
     pub opener: Opener,
     /// From then on the session opens nothing.
     pub until: Instant,
+    /// As the outward lane's, for the MSS of connections from there.
+    pub limit: u16,
     pub traffic: Arc<Traffic>,
 }
 
@@ -70,18 +72,22 @@ pub struct Carried {
     pub bytes: u64,
     /// Packets that were no keepalives.
     pub data: u64,
+    /// The longest of the datagrams, without what the transport adds.
+    pub longest: usize,
 }
 
 #[derive(Default)]
 struct Tally {
+    longest: AtomicUsize,
     last: AtomicU64,
     bytes: AtomicU64,
     data: AtomicU64,
 }
 
 impl Tally {
-    fn add(&self, at: Instant, bytes: usize, data: usize) {
-        // One thread only adds, so no maximum need be kept; the core takes a count after its time.
+    fn add(&self, at: Instant, bytes: usize, data: usize, longest: usize) {
+        // One thread only adds, so no maximum of the time need be kept; the core takes a count after its time.
+        self.longest.fetch_max(longest, Ordering::Relaxed);
         self.last.store(at.as_nanos(), Ordering::Relaxed);
         self.data.fetch_add(data as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Release);
@@ -91,7 +97,8 @@ impl Tally {
         let bytes = self.bytes.swap(0, Ordering::Acquire);
         let data = self.data.swap(0, Ordering::Relaxed);
         let last = Instant::from_nanos(self.last.load(Ordering::Relaxed));
-        (bytes > 0).then_some(Carried { last, bytes, data })
+        let longest = self.longest.swap(0, Ordering::Relaxed);
+        (bytes > 0).then_some(Carried { last, bytes, data, longest })
     }
 }
 
@@ -104,17 +111,18 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// `bytes`: whole datagrams; `data`: how many were no keepalives. `true`: the core has not been told since it last asked.
+    /// `bytes`: whole datagrams; `data`: how many were no keepalives; `longest`: the longest inner packet, padded. `true`: the
+    /// core has not been told since it last asked.
     #[must_use]
-    pub fn note_sent(&self, at: Instant, bytes: usize, data: usize) -> bool {
-        self.sent.add(at, bytes, data);
+    pub fn note_sent(&self, at: Instant, bytes: usize, data: usize, longest: usize) -> bool {
+        self.sent.add(at, bytes, data, longest);
         self.is_news()
     }
 
     /// The same for what came in and was authentic.
     #[must_use]
     pub fn note_received(&self, at: Instant, bytes: usize, data: usize) -> bool {
-        self.received.add(at, bytes, data);
+        self.received.add(at, bytes, data, 0);
         self.is_news()
     }
 
@@ -157,11 +165,11 @@ mod tests {
     fn news_is_told_once_until_the_core_asks() {
         let traffic = Traffic::default();
         assert_eq!(traffic.take(), [None, None]);
-        assert!(traffic.note_sent(Instant::from_nanos(5), 100, 1));
-        assert!(!traffic.note_sent(Instant::from_nanos(7), 50, 0));
+        assert!(traffic.note_sent(Instant::from_nanos(5), 100, 1, 68));
+        assert!(!traffic.note_sent(Instant::from_nanos(7), 50, 0, 18));
         assert!(!traffic.note_received(Instant::from_nanos(6), 32, 0));
-        let sent = Carried { last: Instant::from_nanos(7), bytes: 150, data: 1 };
-        let received = Carried { last: Instant::from_nanos(6), bytes: 32, data: 0 };
+        let sent = Carried { last: Instant::from_nanos(7), bytes: 150, data: 1, longest: 68 };
+        let received = Carried { last: Instant::from_nanos(6), bytes: 32, data: 0, longest: 0 };
         assert_eq!(traffic.take(), [Some(sent), Some(received)]);
         assert_eq!(traffic.take(), [None, None]);
         assert!(traffic.note_received(Instant::from_nanos(9), 32, 0), "news again");

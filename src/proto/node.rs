@@ -10,6 +10,7 @@
 //! table, so that a member of 1,000 peers looks only at those that are due.
 
 mod introducing;
+mod oversize;
 mod reload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -34,6 +35,7 @@ use super::ip::Header;
 use super::keys::PublicKey;
 use super::lane::{DropCounts, Order};
 use super::memory::Memory;
+use super::mss;
 use super::noise::{Identity, Received};
 use super::path::Way;
 use super::peer::Peer;
@@ -77,6 +79,8 @@ pub struct Node {
     dropped_beside: Arc<DropCounts>,
     /// What we may still pass for others.
     introductions: Allowance,
+    /// How many more errors about packets that are too long our own side is told.
+    too_big: Allowance,
     /// How long paths may be silent, as peers and servers were told last.
     keepalive: Option<Duration>,
     /// When a server last said that we are elsewhere than before.
@@ -138,6 +142,7 @@ impl Node {
             drops: Drops::default(),
             dropped_beside: Arc::default(),
             introductions: Allowance::default(),
+            too_big: Allowance::default(),
             keepalive: None,
             moved_at: None,
             resolving: BTreeSet::new(),
@@ -192,11 +197,13 @@ impl Node {
         let id = self.local.indices.get(&index).copied().ok_or(Drop::Unknown)?;
         let peer = self.peers.get_mut(&id).ok_or(Drop::Unknown)?;
         let header = peer.handle_transport(now, &mut self.local, way, packet);
+        let limit = peer.inner_limit();
         self.schedule(id);
         let Some(header) = header? else { return Ok(false) };
         if self.routes.lookup(header.source) != Some(id) {
             return Err(Drop::ForeignSource);
         }
+        mss::clamp(packet.bytes_mut(), limit);
         Ok(true)
     }
 
@@ -351,7 +358,13 @@ impl Node {
             self.drops.count(Drop::NoRoute);
             return None;
         };
-        let way = peer.handle_packet(now, &mut self.local, packet);
+        mss::clamp(packet.bytes_mut(), peer.inner_limit());
+        let way = if peer.is_oversize(packet.bytes().len()) {
+            self.handle_oversize(now, id, packet);
+            None
+        } else {
+            peer.handle_packet(now, &mut self.local, packet)
+        };
         self.schedule(id);
         self.settle(now);
         way.map(|way| Route { socket: way.socket, to: way.remote })

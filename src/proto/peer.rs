@@ -19,6 +19,7 @@ mod lanes;
 mod probing;
 mod punching;
 pub mod recovering;
+mod sounding;
 mod words;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ use super::context::{Local, PeerId};
 use super::introduction::{Passers, Standing, Via};
 use super::lane::Traffic;
 use super::message_control::{CallId, Hold, Report};
+use super::mtu::Mtu;
 use super::noise::Received;
 use super::noise::export::Open;
 use super::path::{Due, Goal, News, Paths, Way};
@@ -61,6 +63,7 @@ pub struct Peer {
     pub config: config::Peer,
     pub tunnel: Tunnel,
     paths: Paths,
+    mtu: Mtu,
     call: Call,
     /// The config's endpoint, resolved.
     endpoints: Vec<SocketAddr>,
@@ -217,6 +220,7 @@ impl Peer {
             id,
             tunnel,
             paths: Paths::default(),
+            mtu: Mtu::new(mtu),
             call: Call::Resting { until: now },
             endpoints: Vec::new(),
             endpoint_turn: 0,
@@ -341,6 +345,7 @@ impl Peer {
 
     /// An inner packet for this peer. `Some`: it now is a datagram, to go there.
     pub fn handle_packet(&mut self, now: Instant, local: &mut Local, packet: &mut Packet) -> Option<Way> {
+        self.note_inner_sent(packet.bytes().len());
         let before = self.tunnel.last_sent();
         let sealed = match self.paths.current() {
             Some(path) => self.tunnel.seal(now, packet).then_some(path.way),
@@ -587,6 +592,9 @@ impl Peer {
         self.close_lingering(now, local);
         let Due { asks, news } = self.paths.handle_timeout(now, || local.rng.next_u64());
         for ask in asks {
+            if self.paths.is_current(ask.way) {
+                self.mtu.note_amiss(now);
+            }
             self.ask(now, local, ask);
         }
         match news {
@@ -638,6 +646,7 @@ impl Peer {
             }
         }
         self.drive_call(now, local);
+        self.drive_soundings(now, local);
     }
 
     fn on_want_handshake(&mut self, now: Instant, local: &mut Local, retry: bool) {
@@ -662,7 +671,8 @@ impl Peer {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let timers = [self.tunnel.poll_timeout(), self.paths.poll_timeout(), self.call_timeout()];
+        let timers =
+            [self.tunnel.poll_timeout(), self.paths.poll_timeout(), self.mtu.poll_timeout(), self.call_timeout()];
         timers.into_iter().chain(self.lingering.iter().map(|(_, until)| Some(*until))).flatten().min()
     }
 
@@ -693,6 +703,8 @@ impl Peer {
             method: path.filter(|_| connected).map(|path| path.method),
             why: self.why.clone(),
             cipher: connected.then_some(snapshot::Cipher::ChaCha20Poly1305),
+            path_mtu: self.mtu.measured().filter(|_| connected),
+            inner_mtu: self.mtu.inner_limit(),
             rtt_ms: self.paths.rtt().filter(|_| connected).map(|rtt| rtt.as_secs_f64() * 1e3),
             connect_ms: self.connect_time.and_then(|time| u64::try_from(time.as_millis()).ok()),
             probes_sent: self.probes_sent + probes,

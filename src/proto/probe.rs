@@ -8,6 +8,8 @@
 //!                    | token    | candidate kind  | chosen | shot | zeroes  |
 //! inside DUDP_ACK2   0          8                 27                 32
 //!                    | token    | seen from (19)  | zeroes           |
+//! a sounding         0          8                                   (more than 32)
+//!                    | token    | zeroes                              |
 //! ```
 //!
 //! An ACK that arrives shows its receiver the port that the sender is at; the ACK2 goes back to that port with the ACK's
@@ -15,11 +17,17 @@
 //! claim that an ACK arrived where it did not. `candidate kind` is as which of the receiver's candidates the sender knows
 //! this address (0: none). `chosen`, in an ACK of the caller's: use this path, and close all other sockets of the call. `shot`: one
 //! of a call's many; without it, the sender means to be found at the address that it comes from.
+//!
+//! A DUDP_ACK with a longer body is a sounding ([`super::mtu`]): it asks whether a datagram of its length arrives, is answered by an
+//! ordinary DUDP_ACK2, and says nothing of paths.
 
 use std::net::SocketAddr;
 
 use super::codec::{Reader, Writer};
 use super::message_control::CandidateKind;
+use super::noise::primitive::TAG_LEN;
+use super::session;
+use super::wire::HEADER_LEN;
 
 /// Length of either body.
 pub const BODY_LEN: usize = 32;
@@ -57,6 +65,20 @@ impl Ack {
     }
 }
 
+/// The body of a sounding whose datagram (the payload of UDP) has `datagram` bytes.
+pub fn encode_sounding(token: Token, datagram: usize) -> Vec<u8> {
+    let body = datagram.saturating_sub(HEADER_LEN + session::ADDRESS_LEN + TAG_LEN);
+    Writer::default().u64(token).pad_to(body.max(BODY_LEN + 1)).finish()
+}
+
+/// The token of a DUDP_ACK that is a sounding.
+pub fn parse_sounding(body: &[u8]) -> Option<Token> {
+    if body.len() <= BODY_LEN {
+        return None;
+    }
+    Reader::new(body).u64()
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ack2 {
     pub token: Token,
@@ -88,5 +110,14 @@ mod tests {
         let ack2 = Ack2 { token: 78, seen: "203.0.113.5:40000".parse().expect("address") };
         assert_eq!(Ack2::parse(&ack2.encode()), Some(ack2));
         assert_eq!(Ack::parse(&ack.encode()[..31]), None);
+    }
+
+    #[test]
+    fn a_sounding_is_as_long_as_asked_and_nothing_else_passes_for_one() {
+        let body = encode_sounding(79, 1452);
+        assert_eq!(HEADER_LEN + session::ADDRESS_LEN + body.len() + TAG_LEN, 1452);
+        assert_eq!((parse_sounding(&body), Ack::parse(&body)), (Some(79), None));
+        assert_eq!(parse_sounding(&Ack { token: 77, via: None, chosen: false, shot: false }.encode()), None);
+        assert_eq!(parse_sounding(&encode_sounding(80, 0)), Some(80), "one byte longer than an ACK at least");
     }
 }

@@ -41,7 +41,7 @@ pub const HEADER_LEN: usize = 16;
 /// Bytes that transport data adds to a padded packet.
 pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 /// Receiver's index and counter, behind the prefix of a control message.
-const ADDRESS_LEN: usize = 12;
+pub const ADDRESS_LEN: usize = 12;
 /// Inner packets are padded to a multiple of this (whitepaper section 5.4.6).
 const PADDING: usize = 16;
 

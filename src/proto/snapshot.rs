@@ -151,6 +151,9 @@ pub struct Peer {
     /// One sentence: what was tried and, where it failed, what would help.
     pub why: Option<String>,
     pub cipher: Option<Cipher>,
+    /// The longest IP packet that the path in use was seen to carry, and the longest inner one that is to go by it.
+    pub path_mtu: Option<u16>,
+    pub inner_mtu: u16,
     pub rtt_ms: Option<f64>,
     /// From the first packet of the call to the first authentic packet on the path.
     pub connect_ms: Option<u64>,

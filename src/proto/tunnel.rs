@@ -163,10 +163,6 @@ impl Tunnel {
         self.mtu = usize::from(mtu);
     }
 
-    pub fn mtu(&self) -> usize {
-        self.mtu
-    }
-
     /// Asks for a keepalive whenever nothing was sent for so long; `None` or zero: never.
     pub fn set_keepalive(&mut self, now: Instant, interval: Option<Duration>) {
         let interval = interval.filter(|interval| !interval.is_zero());

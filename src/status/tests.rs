@@ -55,6 +55,8 @@ fn snapshot() -> Snapshot {
             method: Some(Method::Shotgun),
             why: Some("the third round met".into()),
             cipher: Some(Cipher::Aes256Gcm),
+            path_mtu: Some(1280),
+            inner_mtu: 1220,
             rtt_ms: Some(12.34),
             connect_ms: Some(340),
             probes_sent: 63,
@@ -83,6 +85,7 @@ fn a_peer_is_shown_with_its_path_and_how_it_was_found() {
         "  found by: shotgun in 340 ms with 63 probes from 1 socket, 4 nat entries\n",
         "  why: the third round met\n",
         "  round trip: 12.3 ms\n",
+        "  path mtu: 1280, 1220 inside\n",
         "  latest handshake: 1 hour, 1 minute, 1 second ago\n",
         "  transfer: 3.00 MiB received, 1023 B sent\n",
         "  nat ports: given out one after the other, the first mapping of a port keeps it, step 2, 12.0 taken by others each second\n",
@@ -101,6 +104,7 @@ fn what_is_not_known_is_not_shown() {
     let peer = &mut snapshot.peers[0];
     peer.state = State::Idle;
     (peer.endpoint, peer.method, peer.why, peer.cipher, peer.rtt_ms) = (None, None, None, None, None);
+    peer.path_mtu = None;
     (peer.connect_ms, peer.last_handshake, peer.tx_bytes, peer.rx_bytes, peer.probes_sent) = (None, None, 0, 0, 0);
     let text = text(&snapshot, at(0), Style::PLAIN);
     assert!(text.ends_with("peer: berlin (idle)\n  public key: PEER=\n  allowed ips: 10.77.0.2/32\n"), "{text}");

@@ -82,7 +82,7 @@ impl Crook {
     }
 
     fn send(&self, moment: &mut Moment<'_>, to: SocketAddr, payload: Vec<u8>) {
-        moment.sent.push(Datagram { src: self.own, dst: to, ttl: 64, payload });
+        moment.sent.push(Datagram { src: self.own, dst: to, ttl: 64, whole: false, payload });
     }
 
     fn pass(&mut self, moment: &mut Moment<'_>, from: PublicKey, to: PublicKey, mut passed: Vec<u8>) {

@@ -58,6 +58,7 @@ impl Machine for Shooter {
                 src: SocketAddr::new(self.own.into(), from),
                 dst: SocketAddr::new(self.peer.into(), to),
                 ttl: 64,
+                whole: false,
                 payload: vec![7; PAYLOAD],
             });
             self.fired += 1;

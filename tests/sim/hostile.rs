@@ -7,7 +7,7 @@ use p2ptund::proto::action::Drop;
 
 use crate::classes::Class;
 use crate::dice::Dice;
-use crate::inner::Echo;
+use crate::inner::{Echo, PAYLOAD};
 use crate::machines::Any;
 use crate::scene::{Scene, virtual_address};
 use crate::servers::Manners;
@@ -131,7 +131,7 @@ fn a_packet_from_a_foreign_source_is_dropped_and_counted() {
     assert!(scene.run_to_answer(0, SOON).is_some());
     let before = scene.member(1).drops().of(Drop::ForeignSource);
     let foreign = "10.66.0.1".parse().expect("is an address");
-    let echo = Echo { src: foreign, dst: virtual_address(1, 0), reply: false, number: 1 };
+    let echo = Echo { src: foreign, dst: virtual_address(1, 0), reply: false, number: 1, payload: PAYLOAD };
     scene.world.act(scene.members[0], |machine, moment| machine.member_mut().give_tun(moment, &echo.encode()));
     scene.run_for(Duration::from_secs(1));
     assert_eq!(scene.member(1).drops().of(Drop::ForeignSource), before + 1);
@@ -144,7 +144,7 @@ fn what_is_no_ip_packet_and_what_goes_nowhere_is_dropped_and_counted() {
     assert!(scene.run_to_answer(0, SOON).is_some());
     let before = scene.member(0).drops().of(Drop::NoRoute);
     let nowhere = "10.66.0.1".parse().expect("is an address");
-    let echo = Echo { src: virtual_address(0, 0), dst: nowhere, reply: false, number: 1 }.encode();
+    let echo = Echo { src: virtual_address(0, 0), dst: nowhere, reply: false, number: 1, payload: PAYLOAD }.encode();
     for bytes in [&[][..], &[0x45], &[0xff; 60], &echo[..19], &echo] {
         scene.world.act(scene.members[0], |machine, moment| machine.member_mut().give_tun(moment, bytes));
     }

@@ -34,6 +34,7 @@ mod machines;
 mod matrix;
 mod member;
 mod mesh;
+mod mtu;
 mod nat;
 #[path = "../lab/own_nat"]
 mod own_nat {

@@ -16,10 +16,10 @@ use p2ptund::proto::action::Drops;
 use p2ptund::proto::config::Config;
 use p2ptund::proto::node::{MappedPort, Node};
 use p2ptund::proto::snapshot::Snapshot;
-use p2ptund::proto::{Action, Event, Instant, Packet, SocketId, Wall};
+use p2ptund::proto::{Action, Event, Instant, Packet, SocketId, Transmit, Wall};
 
 use crate::firewall::Firewall;
-use crate::inner::Echo;
+use crate::inner::{Echo, too_big};
 use crate::pinger::Pinger;
 use crate::world::{Datagram, Machine, Moment, START};
 
@@ -193,7 +193,8 @@ impl Member {
         let Some(node) = &mut self.node else { return };
         let mut packet = Packet::copy_from(inner);
         if let Some(route) = node.handle_tun(moment.now, &mut packet) {
-            self.send(moment, route.socket, route.to, TTL, packet.bytes().to_vec());
+            let payload = packet.bytes().to_vec();
+            self.send(moment, Transmit { socket: route.socket, to: route.to, ttl: None, whole: false, payload });
         }
         self.drain(moment);
     }
@@ -205,7 +206,7 @@ impl Member {
                 moment.notes.push(format!("{action:?}"));
                 self.carry_out(moment, action);
             } else if let Some(transmit) = node.poll_transmit() {
-                self.send(moment, transmit.socket, transmit.to, transmit.ttl.unwrap_or(TTL), transmit.payload);
+                self.send(moment, transmit);
             } else {
                 return;
             }
@@ -225,6 +226,10 @@ impl Member {
                 }
             }
             Action::Resolve { name } => self.resolving.push_back((moment.now + RESOLVING, name)),
+            Action::Inject { packet } => match too_big(&packet) {
+                Some((to, mtu)) if self.config.addresses.iter().any(|own| own.addr() == to) => self.pinger.too_big(mtu),
+                _ => moment.faults.push(format!("gives the TUN device {packet:?}")),
+            },
             Action::Event(event) => {
                 match &event {
                     Event::Connected { peer, endpoint, .. } => {
@@ -269,7 +274,8 @@ impl Member {
         }
     }
 
-    fn send(&mut self, moment: &mut Moment<'_>, socket: SocketId, to: SocketAddr, ttl: u8, payload: Vec<u8>) {
+    fn send(&mut self, moment: &mut Moment<'_>, transmit: Transmit) {
+        let Transmit { socket, to, ttl, whole, payload } = transmit;
         let Some(port) = self.sockets.get(&socket) else {
             moment.faults.push(format!("sends on {socket:?}, which is not open"));
             return;
@@ -303,16 +309,19 @@ impl Member {
         if let Some(firewall) = &mut self.firewall {
             firewall.note(moment.now, *port, to);
         }
-        moment.sent.push(Datagram { src: SocketAddr::new(own, *port), dst: to, ttl, payload });
+        moment.sent.push(Datagram {
+            src: SocketAddr::new(own, *port),
+            dst: to,
+            ttl: ttl.unwrap_or(TTL),
+            whole,
+            payload,
+        });
     }
 
     /// An inner packet for the TUN device.
-    fn take_tun(&mut self, moment: &mut Moment<'_>, bytes: &[u8], of_its_own: bool) {
+    fn take_tun(&mut self, moment: &mut Moment<'_>, bytes: &[u8]) {
         let Some(echo) = Echo::decode(bytes) else {
-            // The core itself may say by ICMP that a packet could not be sent.
-            if !of_its_own {
-                moment.faults.push("delivers a packet that nobody sent".to_owned());
-            }
+            moment.faults.push("delivers a packet that nobody sent".to_owned());
             return;
         };
         if !self.config.addresses.iter().any(|own| own.addr() == echo.dst) {
@@ -328,7 +337,7 @@ impl Member {
             deliveries.push(moment.now);
         }
         if echo.reply {
-            self.pinger.answered(moment.now, echo.number);
+            self.pinger.answered(moment.now, echo.number, echo.payload);
         } else {
             self.give_tun(moment, &echo.answer().encode());
         }
@@ -350,7 +359,7 @@ impl Machine for Member {
         let Some(socket) = socket else { return };
         let mut packet = Packet::copy_from(&datagram.payload);
         if node.handle_datagram(moment.now, socket, datagram.src, &mut packet) {
-            self.take_tun(moment, packet.bytes(), false);
+            self.take_tun(moment, packet.bytes());
         }
         self.drain(moment);
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use p2ptund::proto::Instant;
 
-use crate::inner::Echo;
+use crate::inner::{Echo, PAYLOAD};
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pinger {
     /// From whom to whom, in turn.
     pairs: Vec<(IpAddr, IpAddr)>,
@@ -24,6 +24,29 @@ pub struct Pinger {
     pub longest: Duration,
     /// Sends what looks like answers, so that nothing comes back: a stream in one direction.
     pub one_way: bool,
+    /// How long packets its host sends, once it was told that longer ones do not pass.
+    pub payload: usize,
+    /// Bytes of payload that came back.
+    pub bytes: usize,
+}
+
+impl Default for Pinger {
+    fn default() -> Self {
+        Self {
+            pairs: Vec::new(),
+            every: Duration::ZERO,
+            next: None,
+            number: 0,
+            waiting: BTreeMap::new(),
+            answered_by: BTreeSet::new(),
+            first_answer: None,
+            answers: 0,
+            longest: Duration::ZERO,
+            one_way: false,
+            payload: PAYLOAD,
+            bytes: 0,
+        }
+    }
 }
 
 impl Pinger {
@@ -52,11 +75,18 @@ impl Pinger {
         let turn = usize::try_from(self.number).expect("fits") % self.pairs.len();
         let (src, dst) = self.pairs[turn];
         self.waiting.insert(self.number, (dst, now));
-        Some(Echo { src, dst, reply: self.one_way, number: self.number })
+        Some(Echo { src, dst, reply: self.one_way, number: self.number, payload: self.payload })
     }
 
-    pub fn answered(&mut self, now: Instant, number: u64) {
+    /// A packet was longer than `mtu`, which is all that passes.
+    pub fn too_big(&mut self, mtu: u16) {
+        let headers = if self.pairs.first().is_some_and(|(src, _)| src.is_ipv4()) { 28 } else { 48 };
+        self.payload = self.payload.min(usize::from(mtu) - headers);
+    }
+
+    pub fn answered(&mut self, now: Instant, number: u64, payload: usize) {
         if let Some((by, sent)) = self.waiting.remove(&number) {
+            self.bytes += payload;
             self.answered_by.insert(by);
             self.answers += 1;
             self.longest = self.longest.max(now.since(sent));

@@ -43,7 +43,7 @@ impl Machine for Discovery {
                 moment.faults.push(format!("a discovery server answers {} bytes", payload.len()));
             }
             match self.listeners.get(from) {
-                Some(src) => moment.sent.push(Datagram { src: *src, dst, ttl: TTL, payload }),
+                Some(src) => moment.sent.push(Datagram { src: *src, dst, ttl: TTL, whole: false, payload }),
                 None => {
                     moment.faults.push(format!("a discovery server answers from listener {from}, which it has not"))
                 }
@@ -96,7 +96,7 @@ impl Rendezvous {
 
     fn drain(&mut self, moment: &mut Moment<'_>) {
         while let Some((_, dst, payload)) = self.server.poll_transmit() {
-            let mut datagram = Datagram { src: self.address, dst, ttl: TTL, payload };
+            let mut datagram = Datagram { src: self.address, dst, ttl: TTL, whole: false, payload };
             match self.manners {
                 Manners::Honest => {}
                 Manners::Drops(percent) if moment.dice.chance(f64::from(percent) / 100.0) => continue,

@@ -37,7 +37,7 @@ impl Transcript {
         }
         self.feed(&datagram.payload);
         if self.loud {
-            let Datagram { src, dst, ttl, payload } = datagram;
+            let Datagram { src, dst, ttl, whole: _, payload } = datagram;
             let head: String = payload.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             println!("{} {sign} {src} → {dst} ttl {ttl} {} bytes {head}", Clock(now), payload.len());
         }

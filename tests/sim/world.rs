@@ -325,7 +325,7 @@ impl<M: Machine> World<M> {
             self.faults.push(format!("host {} sends to {}, which is nobody", id.0, datagram.dst));
         }
         let network = host.network;
-        let arrivals = host.link.carry(self.now, Direction::Up, &mut self.dice);
+        let arrivals = host.link.carry(self.now, Direction::Up, &datagram, &mut self.dice);
         self.fly_each(arrivals, || At::Network(network), Box::new(datagram));
     }
 
@@ -388,12 +388,12 @@ impl<M: Machine> World<M> {
         match self.networks[network.0].owners.get(&datagram.dst.ip()) {
             Some(Owner::Host(id)) => {
                 let id = *id;
-                let arrivals = self.hosts[id.0].link.carry(self.now, Direction::Down, &mut self.dice);
+                let arrivals = self.hosts[id.0].link.carry(self.now, Direction::Down, &datagram, &mut self.dice);
                 self.fly_each(arrivals, || At::Host(id), datagram);
             }
             Some(Owner::Nat(id)) => {
                 let id = *id;
-                let arrivals = self.routers[id.0].link.carry(self.now, Direction::Down, &mut self.dice);
+                let arrivals = self.routers[id.0].link.carry(self.now, Direction::Down, &datagram, &mut self.dice);
                 self.fly_each(arrivals, || At::Nat(id), datagram);
             }
             None => {
@@ -410,7 +410,10 @@ impl<M: Machine> World<M> {
                 let (at, arrivals): (fn(NatId, NetId) -> At, _) = if turns_back {
                     (|nat, _| At::Nat(nat), [Some(self.now), None])
                 } else {
-                    (|_, outside| At::Network(outside), router.link.carry(self.now, Direction::Up, &mut self.dice))
+                    (
+                        |_, outside| At::Network(outside),
+                        router.link.carry(self.now, Direction::Up, &datagram, &mut self.dice),
+                    )
                 };
                 self.fly_each(arrivals, || at(gateway, outside), datagram);
             }

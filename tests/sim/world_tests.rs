@@ -26,7 +26,13 @@ impl Toy {
     }
 
     fn send(&self, moment: &mut Moment<'_>, to: SocketAddr, payload: &[u8]) {
-        moment.sent.push(Datagram { src: self.address, dst: to, ttl: self.ttl, payload: payload.to_vec() });
+        moment.sent.push(Datagram {
+            src: self.address,
+            dst: to,
+            ttl: self.ttl,
+            whole: false,
+            payload: payload.to_vec(),
+        });
     }
 }
 

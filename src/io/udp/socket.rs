@@ -51,6 +51,7 @@ impl std::ops::AddAssign for Sent {
 pub struct UdpSocket {
     socket: Socket,
     segmentation: Segmentation,
+    is_v6: bool,
 }
 
 impl UdpSocket {
@@ -60,18 +61,27 @@ impl UdpSocket {
             Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         // Without CAP_NET_ADMIN (netcheck, a server) there is no tunnel to be kept out of.
         let _ = socket.set_mark(MARK);
-        let no_df = if address.is_ipv6() {
+        if address.is_ipv6() {
             // An IPv4 peer has the IPv4 socket, so mapped addresses never appear.
             socket.set_only_v6(true)?;
-            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
-        } else {
-            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
-        };
-        let _ = sys::set_int_option(socket.as_fd(), no_df.0, no_df.1, no_df.2);
+        }
         // 0 is "off", which each socket is: only the answer counts.
         let possible = sys::set_int_option(socket.as_fd(), libc::IPPROTO_UDP, libc::UDP_SEGMENT, 0).is_ok();
         socket.bind(&address.into())?;
-        Ok(Self { socket, segmentation: Segmentation::new(possible) })
+        let socket = Self { socket, segmentation: Segmentation::new(possible), is_v6: address.is_ipv6() };
+        socket.set_whole(false);
+        Ok(socket)
+    }
+
+    /// Whether datagrams go with the don't-fragment bit and none is cut here, or without.
+    pub(super) fn set_whole(&self, whole: bool) {
+        let (level, option, value) = match (self.is_v6, whole) {
+            (true, true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+            (true, false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+            (false, true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+            (false, false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        };
+        let _ = sys::set_int_option(self.socket.as_fd(), level, option, value);
     }
 
     /// Makes the buffers as large as traffic needs, or as we may: for the main sockets, and for an extra one once a path goes

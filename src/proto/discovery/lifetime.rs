@@ -247,7 +247,7 @@ impl Lifetime {
         };
         let from = if through_main { SocketId::MAIN_V4 } else { feeler.socket };
         let payload = Start { transaction: feeler.transaction, reply }.encode();
-        self.transmits.push_back(Transmit { socket: from, to: server, ttl: None, payload });
+        self.transmits.push_back(Transmit { socket: from, to: server, ttl: None, whole: false, payload });
     }
 
     /// `true`: it was the answer to one of the measurement's own questions, and came in on `socket` as it was to.

@@ -316,7 +316,7 @@ impl Survey {
             query.tries += 1;
             query.last_sent = now;
             let (to, payload) = (query.target.address, query.encode());
-            out.push(Transmit { socket: self.socket, to, ttl: None, payload });
+            out.push(Transmit { socket: self.socket, to, ttl: None, whole: false, payload });
             if first {
                 self.shoot(at, made, &mut out);
             }
@@ -346,7 +346,7 @@ impl Survey {
             earlier = true;
             // Anything serves: it ends on the way.
             let payload = Start { transaction: shot.transaction, reply: Reply::Same }.encode();
-            out.push(Transmit { socket: self.socket, to: shot.to, ttl: Some(shot.ttl), payload });
+            out.push(Transmit { socket: self.socket, to: shot.to, ttl: Some(shot.ttl), whole: false, payload });
         }
     }
 }

@@ -83,7 +83,7 @@ impl Node {
 
     fn change_peer(&mut self, now: Instant, id: PeerId, config: config::Peer, mtu: u16) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.tunnel.set_mtu(mtu);
+        peer.handle_mtu(mtu);
         if peer.config == config {
             return;
         }

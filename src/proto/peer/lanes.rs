@@ -10,48 +10,48 @@ use crate::proto::path::Way;
 #[derive(Default)]
 pub(super) struct HandedOut {
     outward: Option<Outward>,
-    inward: Vec<(u32, Way)>,
+    inward: Vec<Inward>,
 }
+
+/// A session's index, the way that it is to come by, and how long its packets may be.
+type Inward = (u32, Way, u16);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Outward {
     index: u32,
     way: Way,
-    mtu: usize,
+    limit: u16,
 }
 
 impl Peer {
     /// Hands out what changed since the last time.
     pub fn hand_out(&mut self, local: &mut Local) {
         let Some(orders) = &mut local.orders else { return };
-        let way = self.way();
+        let (way, limit) = (self.way(), self.mtu.inner_limit());
         let sessions = self.tunnel.carrying();
-        let outward = way.zip(sessions.first()).map(|(way, session)| Outward {
-            index: session.local_index,
-            way,
-            mtu: self.tunnel.mtu(),
-        });
+        let outward =
+            way.zip(sessions.first()).map(|(way, session)| Outward { index: session.local_index, way, limit });
         if outward != self.handed_out.outward {
             let lane = outward.zip(sessions.first()).map(|(key, session)| OutwardLane {
                 way: key.way,
                 sealer: session.sealer.clone(),
                 until: session.until,
-                mtu: key.mtu,
+                limit,
                 traffic: self.traffic.clone(),
             });
             orders.push_back(Order::Outward { peer: self.id, lane });
             self.handed_out.outward = outward;
         }
-        let is_same = |handed: &[(u32, Way)]| {
-            let keys = sessions.iter().filter_map(|session| way.map(|way| (session.local_index, way)));
+        let is_same = |handed: &[Inward]| {
+            let keys = sessions.iter().filter_map(|session| way.map(|way| (session.local_index, way, limit)));
             keys.eq(handed.iter().copied())
         };
         if is_same(&self.handed_out.inward) {
             return;
         }
         let before = std::mem::take(&mut self.handed_out.inward);
-        for (index, _) in
-            before.iter().filter(|(index, _)| sessions.iter().all(|session| session.local_index != *index))
+        for (index, ..) in
+            before.iter().filter(|(index, ..)| sessions.iter().all(|session| session.local_index != *index))
         {
             orders.push_back(Order::Inward { index: *index, lane: None });
         }
@@ -62,11 +62,12 @@ impl Peer {
                 way,
                 opener: session.opener.clone(),
                 until: session.until,
+                limit,
                 traffic: self.traffic.clone(),
             });
-            let key = way.map(|way| (index, way));
+            let key = way.map(|way| (index, way, limit));
             self.handed_out.inward.extend(key);
-            let was = before.iter().find(|(handed, _)| *handed == index).copied();
+            let was = before.iter().find(|(handed, ..)| *handed == index).copied();
             if was != key {
                 orders.push_back(Order::Inward { index, lane });
             }
@@ -80,7 +81,7 @@ impl Peer {
         if handed_out.outward.is_some() {
             orders.push_back(Order::Outward { peer: self.id, lane: None });
         }
-        for (index, _) in handed_out.inward {
+        for (index, ..) in handed_out.inward {
             orders.push_back(Order::Inward { index, lane: None });
         }
     }
@@ -107,6 +108,7 @@ impl Peer {
     fn note_sent_beside(&mut self, sent: Carried) {
         let before = self.tunnel.last_sent();
         self.tunnel.note_sent(sent);
+        self.note_inner_sent(sent.longest);
         if sent.data > 0 {
             self.paths.note_sent(sent.last, before);
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! ACK in            heard: payload may go back, if the sealed call named the address; our own ACK goes the same way
 //! ACK2 in           proved: the way works in both directions
+//! sounding in       answered: a datagram of its length arrives; nothing else comes of it
 //! caller, proved    ─► ACK with `chosen` ─► the called member takes the same way, and both close all other sockets
 //! ```
 
@@ -15,7 +16,7 @@ use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
 use crate::proto::message_control::reachable;
 use crate::proto::path::{Ask, Goal, Way, method_of};
-use crate::proto::probe::{Ack, Ack2};
+use crate::proto::probe::{Ack, Ack2, parse_sounding};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
 use crate::proto::wire::{Dudp, HEADER_LEN};
@@ -37,11 +38,16 @@ impl Peer {
         self.paths.note_heard(now, way);
         match kind {
             Dudp::Ack => {
-                let ack = Ack::parse(&body).ok_or(Drop::Malformed)?;
-                let answer = Ack2 { token: ack.token, seen: way.remote }.encode();
+                let ack = Ack::parse(&body);
+                let token = ack.map(|ack| ack.token).or_else(|| parse_sounding(&body)).ok_or(Drop::Malformed)?;
+                let answer = Ack2 { token, seen: way.remote }.encode();
                 if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack2.header(), &answer) {
                     local.send(way, payload);
                 }
+                let Some(ack) = ack else {
+                    self.drive(now, local);
+                    return Ok(());
+                };
                 self.on_ack(now, local, way, ack);
                 if self.paths.is_current(way) && self.paths.rtt().is_none() {
                     // Our greeting, or its answer, was lost.
@@ -115,6 +121,9 @@ impl Peer {
 
     /// The way on which a probe of ours was answered works both ways.
     fn on_ack2(&mut self, now: Instant, local: &mut Local, way: Way, ack2: Ack2) {
+        if self.mtu.handle_answer(now, way, ack2.token) {
+            return;
+        }
         if let Some((goal, rtt)) = self.paths.handle_answer(now, way, ack2.token) {
             match goal {
                 Goal::Check => self.broke = false,
@@ -194,7 +203,7 @@ impl Peer {
     }
 
     /// The session whose keys probes are sealed with: the call's while it lasts, for it may not be the tunnel's current one yet.
-    fn probe_index(&self) -> Option<u32> {
+    pub(super) fn probe_index(&self) -> Option<u32> {
         match &self.call {
             Call::Punching(punching) => Some(punching.index),
             _ => self.tunnel.current_index().or(self.punched_index),

@@ -77,6 +77,7 @@ impl Peer {
             if self.is_member && change.may_break(path.way.remote) {
                 // It may well go on from the new address, so it is asked; the call does not wait for that.
                 self.paths.suspect();
+                self.mtu.stop();
             }
         }
         self.hurry(now, local);

@@ -258,6 +258,7 @@ impl Client {
             socket: SocketId::main_for(&to),
             to,
             ttl: None,
+            whole: false,
             payload: message.to_vec(),
         });
         let first = self.rtt.map_or(FIRST_RETRY, |rtt| (rtt * 2).max(SOONEST_RETRY));
@@ -385,7 +386,7 @@ impl Client {
         let Some(payload) = registration.session.sealer.seal_message(&kind.header(), body) else { return false };
         registration.last_sent = now;
         let to = registration.address;
-        self.transmits.push_back(Transmit { socket: SocketId::main_for(&to), to, ttl: None, payload });
+        self.transmits.push_back(Transmit { socket: SocketId::main_for(&to), to, ttl: None, whole: false, payload });
         true
     }
 

@@ -185,11 +185,12 @@ impl World {
                 assert!(known, "closes {id:?}, which is no open extra socket");
             }
             Action::Resolve { name } => member.names.push_back(name),
+            Action::Inject { packet } => assert!(Header::parse(&packet).is_some(), "gives the TUN device no packet"),
             Action::Event(_) => {}
         }
     }
 
-    fn transmit(&mut self, who: usize, Transmit { socket, to, ttl, payload }: Transmit) {
+    fn transmit(&mut self, who: usize, Transmit { socket, to, ttl, whole: _, payload }: Transmit) {
         let member = &mut self.members[who];
         let port = *member.sockets.get(&socket).unwrap_or_else(|| panic!("sends on {socket:?}, which is not open"));
         assert!(!to.ip().is_multicast() && to.port() != 0, "sends to {to}");
@@ -212,7 +213,7 @@ impl World {
         let mut packet = Packet::copy_from(inner);
         if let Some(route) = self.members[who].node.handle_tun(self.now, &mut packet) {
             let payload = packet.bytes().to_vec();
-            self.transmit(who, Transmit { socket: route.socket, to: route.to, ttl: None, payload });
+            self.transmit(who, Transmit { socket: route.socket, to: route.to, ttl: None, whole: false, payload });
         }
         self.drain(who);
     }

@@ -183,6 +183,7 @@ fn datagram(packet: &Packet<'_>) -> Datagram {
         src: packet.source().into(),
         dst: packet.destination().into(),
         ttl: packet.ttl().saturating_add(1),
+        whole: false,
         payload: Vec::new(),
     }
 }

@@ -27,7 +27,7 @@ impl Bench {
     }
 
     fn out_ttl(&mut self, src: SocketAddr, dst: SocketAddr, ttl: u8) -> Result<u16, Loss> {
-        let mut datagram = Datagram { src, dst, ttl, payload: Vec::new() };
+        let mut datagram = Datagram { src, dst, ttl, whole: false, payload: Vec::new() };
         self.nat.outbound(self.now, &mut self.dice, &mut datagram)?;
         assert_eq!(datagram.src.ip(), IpAddr::V4(self.nat.wan));
         assert_eq!(datagram.ttl, ttl - 1);
@@ -40,7 +40,7 @@ impl Bench {
 
     fn back(&mut self, from: SocketAddr, port: u16) -> Result<SocketAddr, Loss> {
         let dst = SocketAddr::V4(SocketAddrV4::new(self.nat.wan, port));
-        let mut datagram = Datagram { src: from, dst, ttl: 64, payload: Vec::new() };
+        let mut datagram = Datagram { src: from, dst, ttl: 64, whole: false, payload: Vec::new() };
         self.nat.inbound(self.now, &mut datagram).map(|()| datagram.dst)
     }
 }
@@ -152,11 +152,11 @@ fn of_several_public_addresses_a_host_keeps_one_or_gets_any() {
         let mut outsides = std::collections::BTreeSet::new();
         for remote in 1..=60 {
             let remote = endpoint([203, 0, 113, 9], remote);
-            let mut datagram = Datagram { src: HERE, dst: remote, ttl: 64, payload: Vec::new() };
+            let mut datagram = Datagram { src: HERE, dst: remote, ttl: 64, whole: false, payload: Vec::new() };
             bench.nat.outbound(bench.now, &mut bench.dice, &mut datagram).expect("goes out");
             assert!(bench.nat.owns(datagram.src.ip()));
             outsides.insert(datagram.src.ip());
-            let mut answer = Datagram { src: remote, dst: datagram.src, ttl: 64, payload: Vec::new() };
+            let mut answer = Datagram { src: remote, dst: datagram.src, ttl: 64, whole: false, payload: Vec::new() };
             assert_eq!(bench.nat.inbound(bench.now, &mut answer).map(|()| answer.dst), Ok(HERE));
         }
         assert_eq!(outsides.len(), if pooling == Pooling::Paired { 1 } else { 3 });
@@ -238,7 +238,8 @@ fn a_ttl_that_ends_at_the_router_makes_no_mapping() {
     assert_eq!(bench.out_ttl(HERE, THERE, 1), Err(Loss::Ttl));
     assert_eq!(bench.nat.created, 0);
     let port = bench.out_ttl(HERE, THERE, 2).expect("passes one router");
-    let mut last_hop = Datagram { src: THERE, dst: endpoint([203, 0, 113, 1], port), ttl: 1, payload: Vec::new() };
+    let mut last_hop =
+        Datagram { src: THERE, dst: endpoint([203, 0, 113, 1], port), ttl: 1, whole: false, payload: Vec::new() };
     assert_eq!(bench.nat.inbound(bench.now, &mut last_hop), Err(Loss::Ttl));
 }
 
@@ -308,11 +309,11 @@ fn ipv6_is_filtered_by_address_and_port_and_not_translated() {
     let v6 = |host: u16, port: u16| -> SocketAddr { format!("[2001:db8::{host:x}]:{port}").parse().expect("parses") };
     let mut bench = Bench::new(Profile::masquerade());
     let inward = |bench: &mut Bench, from| {
-        let mut datagram = Datagram { src: from, dst: v6(1, 4275), ttl: 64, payload: Vec::new() };
+        let mut datagram = Datagram { src: from, dst: v6(1, 4275), ttl: 64, whole: false, payload: Vec::new() };
         bench.nat.inbound(bench.now, &mut datagram)
     };
     assert_eq!(inward(&mut bench, v6(2, 4275)), Err(Loss::Filtered));
-    let mut out = Datagram { src: v6(1, 4275), dst: v6(2, 4275), ttl: 64, payload: Vec::new() };
+    let mut out = Datagram { src: v6(1, 4275), dst: v6(2, 4275), ttl: 64, whole: false, payload: Vec::new() };
     bench.nat.outbound(bench.now, &mut bench.dice, &mut out).expect("goes out");
     assert_eq!(out.src, v6(1, 4275));
     assert_eq!(inward(&mut bench, v6(2, 4275)), Ok(()));
