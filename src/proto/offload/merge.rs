@@ -371,3 +371,6 @@ impl<'a> Class<'a> {
 fn write_alone(packet: &[u8], emit: &mut impl FnMut(&[IoSlice<'_>])) {
     emit(&[IoSlice::new(&[0; HEADER_LEN]), IoSlice::new(packet)]);
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,3 +221,6 @@ fn place(partial: Partial) -> (usize, usize) {
     let start = usize::from(partial.start);
     (start, start + usize::from(partial.offset))
 }
+
+#[cfg(test)]
+mod tests;
