@@ -48,8 +48,8 @@ macro_rules! replays {
 }
 
 replays! {
-    call config control discovery discovery_client discovery_server ip kind message_control node noise portmap_http
-    portmap_pcp portmap_soap portmap_ssdp probe rendezvous rendezvous_server stun
+    call config control discovery discovery_client discovery_server ip kind merge message_control node noise portmap_http
+    portmap_pcp portmap_soap portmap_ssdp probe rendezvous rendezvous_server split stun
 }
 
 #[test]

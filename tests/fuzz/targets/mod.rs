@@ -15,6 +15,7 @@ mod hostile;
 mod input;
 mod ip;
 mod kind;
+mod merge;
 mod message_control;
 mod miniature;
 mod node;
@@ -26,13 +27,14 @@ mod portmap_ssdp;
 mod probe;
 mod rendezvous;
 mod rendezvous_server;
+mod split;
 mod stun;
 
 /// A target: its name, as in `fuzz_targets/` and `corpus/`, and what it runs.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target there is.
-pub const ALL: [Target; 19] = [
+pub const ALL: [Target; 21] = [
     ("call", call::run),
     ("config", config::run),
     ("control", control::run),
@@ -41,6 +43,7 @@ pub const ALL: [Target; 19] = [
     ("discovery_server", discovery_server::run),
     ("ip", ip::run),
     ("kind", kind::run),
+    ("merge", merge::run),
     ("message_control", message_control::run),
     ("node", node::run),
     ("noise", noise::run),
@@ -51,6 +54,7 @@ pub const ALL: [Target; 19] = [
     ("probe", probe::run),
     ("rendezvous", rendezvous::run),
     ("rendezvous_server", rendezvous_server::run),
+    ("split", split::run),
     ("stun", stun::run),
 ];
 
