@@ -39,7 +39,8 @@ pub const DEFAULT_SERVER: &str = "/etc/p2ptund/server.toml";
 /// The interface of a mesh that does not name one.
 pub const DEFAULT_INTERFACE: &str = "p2p0";
 /// What `mtu = "auto"` and no `mtu` mean: Ethernet's 1500, less the most that a tunnelled packet grows by (40 bytes of IPv6, 8
-/// of UDP, 32 of WireGuard). It is what WireGuard itself takes, so both ends agree without asking.
+/// of UDP, 32 of WireGuard). It is what WireGuard itself takes, so both ends agree without asking. The interface keeps it whatever a path
+/// turns out to carry: each peer's packets have a limit of their own, below this one ([`crate::proto::mtu`]).
 pub const AUTO_MTU: u16 = 1420;
 
 /// A config file is read into memory, so it has an end: 1,000 peers take some 300 KiB.

@@ -11,6 +11,7 @@
 //! out   io::tun            a batch of inner packets from the kernel
 //!       driver             hands each to the core
 //!       proto::node        which peer has the destination: proto::allowed_ips
+//!       proto::mtu         is it longer than the path carries? then its sender is told, or it is cut: proto::oversize
 //!       proto::peer        has it a path? if not, the packet waits in the tunnel, and a call begins
 //!       proto::tunnel      the session in use; a handshake where there is none: proto::noise
 //!       proto::session     sealed in place, with the next counter
@@ -68,6 +69,8 @@
 //!   and [`proto::tunnel`], which joins them
 //! - many inner packets at once, cut from and joined to what the kernel takes with one call: [`proto::offload`]
 //! - paths, proved before they are used: [`proto::path`], [`proto::probe`], [`proto::peer::recovering`]
+//! - what a path carries, and what becomes of longer packets: [`proto::mtu`], [`proto::oversize`], [`proto::fragment`],
+//!   [`proto::mss`]
 //! - calls: [`proto::peer`], [`proto::message_control`], [`proto::nat`], [`proto::counter`],
 //!   [`proto::plan`], [`proto::punch`], [`proto::budget`]
 //! - servers, and a member's side of them: [`proto::discovery`], [`proto::stun`], [`proto::rendezvous`],

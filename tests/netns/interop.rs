@@ -85,6 +85,9 @@ fn speaks(begins: Begins, with_psk: bool) {
     assert!(second.0 > first.0 + 100 && second.1 > first.1 + 100, "no new session: {first:?}, then {second:?}");
     assert_eq!(member.peer(&lab, "wireguard")["cipher"], "chacha20poly1305");
     assert_eq!(member.peer(&lab, "wireguard")["state"], "connected");
+    // It answers no probe, so it is sent none and has whatever the interface says.
+    assert_eq!(member.peer(&lab, "wireguard")["path_mtu"], serde_json::Value::Null);
+    assert!(lab.expect(from, &format!("ping -n -c 2 -W 2 -M do -s 1392 {to4}")).contains(" 0% packet loss"));
 }
 
 #[test]

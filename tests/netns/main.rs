@@ -15,6 +15,7 @@ mod lab;
 mod lab_itself;
 mod lifecycle;
 mod member;
+mod narrow;
 mod pairs;
 mod portmap;
 mod traffic;

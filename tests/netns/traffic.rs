@@ -13,12 +13,16 @@ const LIMIT: Duration = Duration::from_secs(25);
 const DOWNLOAD: usize = 8 << 20;
 
 /// Bytes that tell a missing, repeated or exchanged packet.
-fn content() -> Vec<u8> {
-    (0..DOWNLOAD as u32 / 4).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect()
+fn content(length: usize) -> Vec<u8> {
+    (0..length as u32 / 4).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect()
+}
+
+fn downloads(lab: &Lab, server: &str, address: &str, client: &str) {
+    downloads_of(DOWNLOAD, lab, server, address, client);
 }
 
 /// Serves [`content`] to one HTTP client at `server` and fetches it at `client`.
-fn downloads(lab: &Lab, server: &str, address: &str, client: &str) {
+pub fn downloads_of(length: usize, lab: &Lab, server: &str, address: &str, client: &str) {
     let at = format!("{address}:8080");
     let (bound, ready) = std::sync::mpsc::channel();
     let listen_at = at.clone();
@@ -27,10 +31,10 @@ fn downloads(lab: &Lab, server: &str, address: &str, client: &str) {
         bound.send(()).expect("the test waits");
         let (mut stream, _) = listener.accept().expect("a client comes");
         let mut request = [0; 1024];
-        let length = stream.read(&mut request).expect("a request comes");
-        assert!(request[..length].starts_with(b"GET / "));
-        stream.write_all(format!("HTTP/1.0 200 OK\r\nContent-Length: {DOWNLOAD}\r\n\r\n").as_bytes()).unwrap();
-        stream.write_all(&content()).expect("the client takes it all");
+        let asked = stream.read(&mut request).expect("a request comes");
+        assert!(request[..asked].starts_with(b"GET / "));
+        stream.write_all(format!("HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).unwrap();
+        stream.write_all(&content(length)).expect("the client takes it all");
     });
     ready.recv().expect("the server starts");
     let fetch = lab.inside(client, move || {
@@ -40,7 +44,7 @@ fn downloads(lab: &Lab, server: &str, address: &str, client: &str) {
         let mut response = Vec::new();
         stream.read_to_end(&mut response).expect("the whole response comes");
         let head = response.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
-        assert!(response[head..] == content(), "{} bytes came, or not the right ones", response.len() - head);
+        assert!(response[head..] == content(length), "{} bytes came, or not the right ones", response.len() - head);
     });
     fetch.join().expect("the download is complete");
     serve.join().expect("the server gave it all");

@@ -217,3 +217,25 @@ async fn a_server_socket_answers_from_the_address_that_it_was_bound_to() {
     server.send_batch([Datagram { socket, to: from, ttl: None, payload: b"!" }]).await;
     assert_eq!(client.recv_from(&mut [0; 8]).expect("an answer").1, second);
 }
+
+#[tokio::test]
+async fn only_a_sounding_must_not_be_cut() {
+    if !sys::tests::enter_own_namespace() {
+        return;
+    }
+    let ready = std::process::Command::new("ip").args(["link", "set", "lo", "mtu", "1280", "up"]).status();
+    assert!(ready.is_ok_and(|status| status.success()), "ip sets the MTU");
+    let mut a = Sockets::bind(0).expect("binds");
+    let mut b = Sockets::bind(0).expect("binds");
+    let (fits, too_long) = (vec![1; 1232], vec![2; 1400]);
+    for (socket, to) in [(V4, loopback(port(&b, V4))), (SocketId::MAIN_V6, (Ipv6Addr::LOCALHOST, port(&b, V4)).into())]
+    {
+        let send = |payload| Datagram { socket, to, ttl: None, payload };
+        a.send_whole(send(&fits)).await;
+        a.send_whole(send(&too_long)).await;
+        a.send_batch([send(&too_long)]).await;
+        let lengths: Vec<usize> = collect(&mut b, 2).await.iter().map(|(_, _, payload)| payload.len()).collect();
+        assert_eq!(lengths, [1232, 1400], "the last one came in fragments");
+    }
+    assert_eq!((a.counters().sent, a.counters().refused), (4, 2));
+}

@@ -11,7 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use p2ptund::proto::config::Config;
-use p2ptund::proto::ip::Header;
+use p2ptund::proto::ip::{Header, Upper};
+use p2ptund::proto::mss;
 use p2ptund::proto::node::Node;
 use p2ptund::proto::wire::{Dudp, Kind, WireGuard};
 use p2ptund::proto::{Action, Instant, Packet, SocketId, Transmit, Wall, discovery, rendezvous};
@@ -208,7 +209,7 @@ impl World {
     /// Member `who`'s TUN device gives a packet.
     pub fn give_tun(&mut self, who: usize, inner: &[u8]) {
         if let Some(header) = Header::parse(inner) {
-            *self.inner[who].entry(inner[..header.len].to_vec()).or_default() += 1;
+            self.note_inner(who, &inner[..header.len]);
         }
         let mut packet = Packet::copy_from(inner);
         if let Some(route) = self.members[who].node.handle_tun(self.now, &mut packet) {
@@ -319,12 +320,28 @@ impl World {
         }
     }
 
+    /// Member `who` sends an inner packet.
+    pub fn note_inner(&mut self, who: usize, inner: &[u8]) {
+        *self.inner[who].entry(but_for_mss(inner)).or_default() += 1;
+    }
+
     fn take_inner(&mut self, who: usize, inner: &[u8]) {
         let header = Header::parse(inner).expect("what goes to the TUN device is IP");
         assert_eq!(header.len, inner.len(), "padding stays behind");
         let sender = (0..3).find(|sender| IpAddr::from(inside(*sender)) == header.source);
         let sender = sender.filter(|sender| *sender != who).expect("a source is a peer's own");
-        let on_its_way = self.inner[sender].get_mut(inner).filter(|count| **count > 0);
+        let on_its_way = self.inner[sender].get_mut(&but_for_mss(inner)).filter(|count| **count > 0);
         *on_its_way.expect("what is delivered was sent by that peer, as it is, and is delivered once") -= 1;
     }
+}
+
+/// An inner packet without what the members may change in it: the MSS of a SYN, and its checksum.
+fn but_for_mss(inner: &[u8]) -> Vec<u8> {
+    let mut inner = inner.to_vec();
+    mss::clamp(&mut inner, 0);
+    let checksum = Upper::of(&inner).filter(|upper| upper.protocol == 6).map(|upper| upper.at + 16);
+    if let Some(checksum) = checksum.and_then(|at| inner.get_mut(at..at + 2)) {
+        checksum.fill(0);
+    }
+    inner
 }

@@ -123,6 +123,8 @@ fn inner(from: usize, to: usize, number: u64, padding: usize) -> Vec<u8> {
     let len = u16::try_from(packet.len()).expect("is short");
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&len.to_be_bytes());
+    // It is not to be cut into fragments: nobody here joins them.
+    packet[6] = 0x40;
     packet[12..16].copy_from_slice(&inside(from).octets());
     packet[16..20].copy_from_slice(&inside(to).octets());
     packet[20..28].copy_from_slice(&number.to_be_bytes());
@@ -278,7 +280,7 @@ fn offend(world: &mut World, input: &mut Input<'_>, number: u64) {
         6 => {
             let packet = inner(2, 0, number, input.u8().into());
             if world.hostile.transport(&packet, port, to) {
-                *world.inner[2].entry(packet).or_default() += 1;
+                world.note_inner(2, &packet);
             }
         }
         // In another's name, or nothing that is a packet.
@@ -289,7 +291,7 @@ fn offend(world: &mut World, input: &mut Input<'_>, number: u64) {
             // If it is bent into one of the peer's own, it may arrive.
             let header = p2ptund::proto::ip::Header::parse(&packet).filter(|header| header.source == inside(2));
             if let Some(header) = header {
-                *world.inner[2].entry(packet[..header.len].to_vec()).or_default() += 1;
+                world.note_inner(2, &packet[..header.len]);
             }
         }
     }
