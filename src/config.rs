@@ -157,13 +157,14 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// What the core acts on, with the port that the main sockets are really bound to.
-    pub fn core(&self, listen_port: u16) -> proto::config::Config {
+    /// What the core acts on, with the port that the main sockets are really bound to. `has_aes`: the processor is fast at it.
+    pub fn core(&self, listen_port: u16, has_aes: bool) -> proto::config::Config {
         proto::config::Config {
             interface: self.interface.clone(),
             addresses: self.addresses.clone(),
             introduce: self.introduce,
             mtu: self.mtu,
+            aes: has_aes && self.cipher == CipherChoice::Auto,
             private_key: self.private_key.clone(),
             listen_port,
             discovery: self.discovery.clone(),

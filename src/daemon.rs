@@ -29,6 +29,7 @@ use crate::config::{Mesh, Serve};
 use crate::control;
 use crate::driver::{Driver, Exit, INPUTS, Input};
 use crate::io::clock;
+use crate::io::cpu;
 use crate::io::links::{Layout, Links};
 use crate::io::netmon::Monitor;
 use crate::io::tun::{Offloads, TunQueue};
@@ -153,7 +154,7 @@ impl Daemon {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| anyhow!("the system has no randomness: {error}"))?;
         let now = clock::now();
-        let node = Node::new(mesh.core(port), seed, now, clock::wall());
+        let node = Node::new(mesh.core(port, cpu::has_aes()), seed, now, clock::wall());
         let driver = Driver::new(node, tun, sockets, (sender, inputs), mesh.peers.len())
             .context("the threads that carry packets can't be started")?;
         info!(
@@ -208,7 +209,7 @@ impl Daemon {
         {
             mapper.enable(&new.port_mapping).await;
         }
-        self.driver.handle_config(new.core(self.port)).await;
+        self.driver.handle_config(new.core(self.port, cpu::has_aes())).await;
         self.mesh = new;
         Ok(changes.summary)
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! sys       the one module with `unsafe`: system calls that std, tokio and socket2 lack
 //! clock     the only clock
+//! cpu       what the processor can do
 //! udp       all UDP sockets behind one descriptor, in batches
 //! tun       the TUN device, in batches
 //! wake      ending a packet thread's wait
@@ -15,6 +16,7 @@
 //! Nothing in here decides anything about paths or peers: the core ([`crate::proto`]) does.
 
 pub mod clock;
+pub mod cpu;
 pub mod links;
 pub mod netmon;
 pub mod portmap;

@@ -65,7 +65,7 @@
 //!
 //! and in the core, inside out:
 //!
-//! - packets, WireGuard's transport byte for byte: [`proto::noise`], [`proto::session`], [`proto::replay`], [`proto::cookie`],
+//! - packets, WireGuard's transport byte for byte: [`proto::noise`], [`proto::cipher`], [`proto::session`], [`proto::replay`], [`proto::cookie`],
 //!   and [`proto::tunnel`], which joins them
 //! - many inner packets at once, cut from and joined to what the kernel takes with one call: [`proto::offload`]
 //! - paths, proved before they are used: [`proto::path`], [`proto::probe`], [`proto::peer::recovering`]

@@ -14,6 +14,7 @@ pub mod action;
 pub mod allowance;
 pub mod allowed_ips;
 pub mod budget;
+pub mod cipher;
 pub mod codec;
 pub mod config;
 pub mod context;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use p2ptund::proto::action::Drop;
+use p2ptund::proto::cipher::Cipher;
 use p2ptund::proto::cookie::{Gate, Verdict, reply_receiver};
 use p2ptund::proto::keys::{PresharedKey, PrivateKey};
 use p2ptund::proto::noise::timestamp::Timestamp;
@@ -51,7 +52,9 @@ struct Pair {
 impl Pair {
     fn new(psk: Option<[u8; 32]>) -> Self {
         let (us, them) = (identity(OUR_KEY), identity(THEIR_KEY));
-        let ours = Tunnel::new(&us, them.public(), psk.map(PresharedKey::from_bytes), Limits::PAYLOAD);
+        let mut ours = Tunnel::new(&us, them.public(), psk.map(PresharedKey::from_bytes), Limits::PAYLOAD);
+        // What we offer goes unseen by who knows nothing of it.
+        ours.set_aes(Instant::default(), true);
         let theirs = Tunn::new(THEIR_KEY.into(), x25519::PublicKey::from(us.public().0), psk, None, 9, None);
         let rng = ChaCha20Rng::from_seed([1; 32]);
         Self { ours, identity: us, theirs, rng, now: Instant::from_nanos(1_000_000_000), next_index: 100 }
@@ -131,6 +134,7 @@ impl Pair {
     }
 
     fn exchange_pings(&mut self) {
+        assert_eq!(self.ours.cipher(), Some(Cipher::ChaCha20Poly1305));
         for (len, mark) in [(20, 1), (21, 2), (84, 3), (1420, 4)] {
             let datagram = self.seal(&inner(len, mark));
             assert_eq!(self.give_them(&datagram), Err(inner(len, mark)));

@@ -208,7 +208,8 @@ impl Outward {
             return;
         }
         let lane = self.lanes.get(&volley.peer);
-        let Some((lane, first)) = lane.and_then(|lane| Some((lane, lane.lane.sealer.reserve(count)?))) else {
+        let Some((lane, first)) = lane.and_then(|lane| Some((lane, lane.lane.sealer.reserve(count, volley.segment)?)))
+        else {
             // The key is used up, which the core sees too: it makes another.
             return self.desk.drops.count(Reason::Overload);
         };

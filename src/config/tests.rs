@@ -128,8 +128,11 @@ fn a_whole_config_is_read_with_every_key() {
     let listen: Vec<SocketAddr> = mesh.serve.discovery.as_ref().expect("serves").listen.clone();
     assert_eq!(listen.len(), 5);
     assert_eq!(mesh.serve.rendezvous.as_ref().and_then(|r| r.allow.as_ref()).map(Vec::len), Some(2));
-    let core = mesh.core(40_000);
+    let core = mesh.core(40_000, true);
     assert_eq!((core.listen_port, core.punch.timeout), (40_000, Duration::from_secs(10)));
+    assert!(core.aes && !mesh.core(40_000, false).aes);
+    let (_dir, path) = directory(&valid().replace("cipher = \"auto\"", "cipher = \"chacha20poly1305\""));
+    assert!(!Mesh::load(&path).expect("valid").core(40_000, true).aes);
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub struct Config {
     pub interface: String,
     pub addresses: Vec<IpNet>,
     pub mtu: u16,
+    /// Whether transport data may be sealed with AES-256-GCM: this machine is fast at it, and its owner does not forbid it.
+    pub aes: bool,
     pub private_key: PrivateKey,
     /// The port that the main sockets are really bound to.
     pub listen_port: u16,

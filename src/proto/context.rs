@@ -50,6 +50,8 @@ pub struct Local {
     pub clock: WallClock,
     pub rng: ChaCha20Rng,
     pub listen_port: u16,
+    /// As in the config.
+    pub aes: bool,
     pub punch: config::Punch,
     /// This machine's own addresses.
     pub addresses: Vec<IpNet>,

@@ -1,7 +1,8 @@
 //! MESSAGE_CONTROL: the call, its answer, an update, and the abort, as two members exchange them through a rendezvous server
 //! (patent \[0062\] to \[0067\]).
 //!
-//! WireGuard's handshake rides along, so that both have keys before the first hole is punched. What the server passes:
+//! WireGuard's handshake rides along, so that both have keys, and have agreed on a cipher ([`super::cipher`]), before the first hole
+//! is punched. What the server passes:
 //!
 //! ```text
 //! CALL    | 1 | WireGuard initiation (148)           | sealed: call id, report         |

@@ -112,6 +112,7 @@ impl Node {
                 clock: WallClock::new(now, wall),
                 rng,
                 listen_port: config.listen_port,
+                aes: config.aes,
                 punch: config.punch,
                 addresses: Vec::new(),
                 inside: config.addresses.iter().map(ipnet::IpNet::trunc).collect(),

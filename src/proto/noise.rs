@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The flow: [`Initiator::start`], then [`Received::open`] and [`Received::respond`] on the other side, then
-//! [`Initiator::finish`]. mac2 is left zero here; [`super::cookie::Jar`] fills it in. What we add, keys for calls and probes,
+//! [`Initiator::finish`]. In passing, both agree on the cipher of what follows: [`super::cipher`] has how. mac2 is left zero here; [`super::cookie::Jar`] fills it in. What we add, keys for calls and probes,
 //! changes none of these bytes: see [`export`].
 //!
 //! Assumed: a member's private key is nowhere but here; an index is unused by any other session or handshake of its member.
@@ -26,10 +26,13 @@ use rand_chacha::rand_core::RngCore;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use self::export::{CalledKeys, CallerKeys, FinalKeys, Open, SealOnce, answer_open, answer_seal};
+use self::export::{
+    AES_LABEL, CalledKeys, CallerKeys, FinalKeys, Open, SealOnce, answer_open, answer_seal, transport_keys,
+};
 use self::primitive::{MAC_LEN, Secret, TAG_LEN, derive, hash, mac, open, seal};
 use self::timestamp::{TIMESTAMP_LEN, Timestamp};
 use super::action::Drop;
+use super::cipher::Cipher;
 use super::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 
 pub const INITIATION_LEN: usize = 148;
@@ -99,6 +102,8 @@ pub struct Keys {
     pub local_index: u32,
     pub remote_index: u32,
     pub initiator: bool,
+    /// Of transport data.
+    pub cipher: Cipher,
     pub send: Secret,
     pub receive: Secret,
     pub probe_send: Secret,
@@ -147,6 +152,14 @@ impl Transcript {
         key
     }
 
+    /// The responder's choice; WireGuard's own cipher leaves no trace.
+    fn mix_cipher(&mut self, cipher: Cipher) {
+        match cipher {
+            Cipher::ChaCha20Poly1305 => {}
+            Cipher::Aes256Gcm => self.mix_hash(AES_LABEL),
+        }
+    }
+
     fn seal(&mut self, key: &Secret, plaintext: &[u8], out: &mut [u8]) {
         seal(key, &self.hash, plaintext, out);
         self.mix_hash(out);
@@ -159,9 +172,9 @@ impl Transcript {
     }
 
     /// Ends the handshake. Also the answer's key and its additional data.
-    fn split(self, initiator: bool, local_index: u32, remote_index: u32) -> (Keys, Secret, [u8; 32]) {
+    fn split(self, initiator: bool, local_index: u32, remote_index: u32, cipher: Cipher) -> (Keys, Secret, [u8; 32]) {
         let exported = FinalKeys::derive(&self.chaining);
-        let [to_responder, to_initiator] = derive(&self.chaining, &[]);
+        let [to_responder, to_initiator] = transport_keys(&self.chaining, cipher);
         let (probe_to_responder, probe_to_initiator) =
             (exported.probe_initiator_to_responder, exported.probe_responder_to_initiator);
         let keys = if initiator {
@@ -169,6 +182,7 @@ impl Transcript {
                 local_index,
                 remote_index,
                 initiator,
+                cipher,
                 send: to_responder,
                 receive: to_initiator,
                 probe_send: probe_to_responder,
@@ -179,6 +193,7 @@ impl Transcript {
                 local_index,
                 remote_index,
                 initiator,
+                cipher,
                 send: to_initiator,
                 receive: to_responder,
                 probe_send: probe_to_initiator,
@@ -195,11 +210,12 @@ pub struct Initiator {
     local_index: u32,
     ephemeral: PrivateKey,
     psk: Option<PresharedKey>,
+    offers_aes: bool,
     transcript: Transcript,
 }
 
 impl Initiator {
-    /// Makes an initiation. `index` is what the response will be addressed to.
+    /// Makes an initiation. `index` is what the response will be addressed to; `timestamp` may offer AES-256-GCM.
     pub fn start(
         local: &Identity,
         remote: &Remote,
@@ -228,8 +244,8 @@ impl Initiator {
         put_mac1(&remote.mac1_key, &mut message);
 
         let exports = CallerKeys::derive(&transcript.chaining, transcript.hash);
-        let local = local.private.clone();
-        (Self { local, local_index: index, ephemeral, psk: psk.cloned(), transcript }, message, exports)
+        let (local, offers_aes) = (local.private.clone(), timestamp.offers_aes());
+        (Self { local, local_index: index, ephemeral, psk: psk.cloned(), offers_aes, transcript }, message, exports)
     }
 
     pub fn local_index(&self) -> u32 {
@@ -252,8 +268,18 @@ impl Initiator {
         transcript.mix_chaining(agree(&self.ephemeral, &ephemeral)?.as_slice());
         transcript.mix_chaining(agree(&self.local, &ephemeral)?.as_slice());
         let key = transcript.mix_psk(self.psk.as_ref());
-        transcript.open(&key, &response[44..60], &mut [])?;
-        let (keys, answer, hash) = transcript.split(true, self.local_index, u32_at(response, 4));
+        let offered = self.offers_aes.then_some(Cipher::Aes256Gcm);
+        let (transcript, cipher) = offered
+            .into_iter()
+            .chain([Cipher::ChaCha20Poly1305])
+            .find_map(|cipher| {
+                let mut transcript = transcript.clone();
+                transcript.mix_cipher(cipher);
+                transcript.open(&key, &response[44..60], &mut []).ok()?;
+                Some((transcript, cipher))
+            })
+            .ok_or(Drop::Unauthentic)?;
+        let (keys, answer, hash) = transcript.split(true, self.local_index, u32_at(response, 4), cipher);
         Ok((keys, answer_open(answer, hash)))
     }
 }
@@ -267,6 +293,7 @@ pub struct Received {
     pub index: u32,
     /// Opens the call that came with it, and seals an abort.
     pub exports: CalledKeys,
+    cipher: Cipher,
     ephemeral: PublicKey,
     transcript: Transcript,
 }
@@ -291,7 +318,15 @@ impl Received {
         let mut timestamp = Timestamp([0; TIMESTAMP_LEN]);
         transcript.open(&key, &message[88..116], &mut timestamp.0)?;
         let exports = CalledKeys::derive(&transcript.chaining, transcript.hash);
-        Ok(Self { peer, timestamp, index: u32_at(message, 4), exports, ephemeral, transcript })
+        let cipher = Cipher::ChaCha20Poly1305;
+        Ok(Self { peer, timestamp, index: u32_at(message, 4), exports, cipher, ephemeral, transcript })
+    }
+
+    /// Takes AES-256-GCM for transport data, if it is offered.
+    pub fn accept_aes(&mut self) {
+        if self.timestamp.offers_aes() {
+            self.cipher = Cipher::Aes256Gcm;
+        }
     }
 
     /// Makes the response. Also gives the key that seals a call's answer.
@@ -314,9 +349,10 @@ impl Received {
         transcript.mix_chaining(agree(&ephemeral, &self.ephemeral).expect(CHECKED).as_slice());
         transcript.mix_chaining(agree(&ephemeral, &self.peer).expect(CHECKED).as_slice());
         let key = transcript.mix_psk(psk);
+        transcript.mix_cipher(self.cipher);
         transcript.seal(&key, &[], &mut message[44..44 + TAG_LEN]);
         put_mac1(&mac1_key(&self.peer), &mut message);
-        let (keys, answer, hash) = transcript.split(false, index, self.index);
+        let (keys, answer, hash) = transcript.split(false, index, self.index, self.cipher);
         (message, keys, answer_seal(answer, hash))
     }
 }

@@ -216,6 +216,7 @@ impl Peer {
     pub fn new(now: Instant, id: PeerId, config: config::Peer, local: &Local, mtu: u16) -> Self {
         let mut tunnel = Tunnel::new(&local.identity, config.public_key, config.preshared_key.clone(), Limits::PAYLOAD);
         tunnel.set_mtu(mtu);
+        tunnel.set_aes(now, local.aes);
         let mut peer = Self {
             id,
             tunnel,
@@ -702,7 +703,7 @@ impl Peer {
             endpoint: path.map(|path| path.way.remote),
             method: path.filter(|_| connected).map(|path| path.method),
             why: self.why.clone(),
-            cipher: connected.then_some(snapshot::Cipher::ChaCha20Poly1305),
+            cipher: self.tunnel.cipher().filter(|_| connected),
             path_mtu: self.mtu.measured().filter(|_| connected),
             inner_mtu: self.mtu.inner_limit(),
             rtt_ms: self.paths.rtt().filter(|_| connected).map(|rtt| rtt.as_secs_f64() * 1e3),

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::cipher::Cipher;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     pub interface: String,
@@ -188,11 +190,4 @@ pub enum Method {
     Punch,
     Shotgun,
     Roamed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cipher {
-    ChaCha20Poly1305,
-    Aes256Gcm,
 }

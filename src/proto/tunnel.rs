@@ -34,6 +34,7 @@ pub use self::limits::Limits;
 use self::slots::Slots;
 use self::timers::{REKEY_TIMEOUT, Timer, Timers};
 use super::action::Drop;
+use super::cipher::Cipher;
 use super::cookie::Jar;
 use super::ip::Header;
 use super::keys::{PresharedKey, PublicKey};
@@ -105,6 +106,8 @@ pub struct Tunnel {
     psk: Option<PresharedKey>,
     limits: Limits,
     mtu: usize,
+    /// Whether transport data may be sealed with AES-256-GCM, if the peer agrees ([`super::cipher`]).
+    aes: bool,
     keepalive: Option<Duration>,
     slots: Slots,
     initiation: Option<Initiation>,
@@ -134,6 +137,7 @@ impl Tunnel {
             psk,
             limits,
             mtu: 0,
+            aes: false,
             keepalive: None,
             slots: Slots::default(),
             initiation: None,
@@ -161,6 +165,19 @@ impl Tunnel {
     /// The inner MTU, beyond which no packet is padded; 0 (as at first): no such bound.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.mtu = usize::from(mtu);
+    }
+
+    /// Whether AES-256-GCM is offered and taken from now on; at first it is not. Where that changes, the session in use is to be
+    /// replaced.
+    pub fn set_aes(&mut self, now: Instant, aes: bool) {
+        if std::mem::replace(&mut self.aes, aes) != aes && self.slots.current_ref().is_some() {
+            self.want_handshake(now);
+        }
+    }
+
+    /// What the session in use seals with.
+    pub fn cipher(&self) -> Option<Cipher> {
+        self.slots.current_ref().map(|session| session.sealer.cipher())
     }
 
     /// Asks for a keepalive whenever nothing was sent for so long; `None` or zero: never.
@@ -252,7 +269,8 @@ impl Tunnel {
         index: u32,
         rng: &mut ChaCha20Rng,
     ) -> ([u8; INITIATION_LEN], CallerKeys) {
-        self.stamped = Timestamp::after(self.stamped, wall);
+        let stamp = if self.aes { Timestamp::offering_aes } else { Timestamp::after };
+        self.stamped = stamp(self.stamped, wall);
         self.draw_jitter(rng);
         // Made here and not kept: a server answers 200,000 members and calls none of them.
         let remote = Remote::new(&self.local, self.remote);
@@ -272,12 +290,15 @@ impl Tunnel {
     pub fn handle_initiation(
         &mut self,
         now: Instant,
-        received: Received,
+        mut received: Received,
         index: u32,
         rng: &mut ChaCha20Rng,
     ) -> Result<([u8; RESPONSE_LEN], SealOnce), Drop> {
         self.admit(now, &received)?;
         self.draw_jitter(rng);
+        if self.aes {
+            received.accept_aes();
+        }
         let (mut message, keys, answer) = received.respond(self.psk.as_ref(), index, rng);
         self.jar.stamp(now, &mut message);
         let gone = self.slots.add_responded(Session::new(keys, now, self.limits.replay_words));

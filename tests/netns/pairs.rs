@@ -31,6 +31,8 @@ fn connects(left_kind: &str, right_kind: &str) {
         for known in ["endpoint", "method", "cipher", "connect_ms", "last_handshake"] {
             assert!(!peer[known].is_null(), "{known} of a connected peer: {peer}");
         }
+        let cipher = if p2ptund::io::cpu::has_aes() { "aes256gcm" } else { "chacha20poly1305" };
+        assert_eq!(peer["cipher"], cipher);
         assert!(peer["rx_bytes"].as_u64() > Some(0) && peer["tx_bytes"].as_u64() > Some(0), "{peer}");
     }
 }

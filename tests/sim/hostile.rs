@@ -53,7 +53,7 @@ fn forge(dice: &mut Dice, seen: &[Datagram]) -> Option<Datagram> {
 }
 
 /// Lets the scene run for `time` with a forged datagram every two milliseconds.
-fn storm(scene: &mut Scene, dice: &mut Dice, time: Duration) {
+pub fn storm(scene: &mut Scene, dice: &mut Dice, time: Duration) {
     let until = scene.world.now + time;
     let tap = |world: &World<Any>| world.tap.clone().unwrap_or_default();
     while scene.world.now < until {

@@ -57,7 +57,7 @@ fn left_alone(terms: &Terms) -> Scene {
 }
 
 /// All are connected, the server goes away, and a crook takes the third's place.
-fn betrayed(misuse: Misuse, seed: u64) -> Scene {
+pub fn betrayed(misuse: Misuse, seed: u64) -> Scene {
     let mut scene = left_alone(&Terms::exact([Class::Fig4A, Class::PortRestricted], ONE_WAY, seed));
     let seed = scene.world.dice.bytes();
     let crook = Crook::new(&scene.member(THIRD).config, third(), misuse, seed);

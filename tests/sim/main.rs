@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! pairs, matrix, mesh, transitions,
-//! after, introductions, hostile       what is tried, and what must come of it (grid: what the NATs allow at best)
+//! after, introductions, hostile,
+//! ciphers                             what is tried, and what must come of it (grid: what the NATs allow at best)
 //!   scene, terms, classes, table      two offices and their servers; what a run is like; the NATs; the matrix as text
 //!     member, servers, pinger         the shells of the real `Node` and the real servers, and who sends pings
 //!     crook, firewall                 a bad peer; a member's own firewall
@@ -20,6 +21,7 @@
 //! Broken invariants gather in `World::faults`; a test that ends without looking at them proves half of what it could.
 
 mod after;
+mod ciphers;
 mod classes;
 mod crook;
 mod datagram;

@@ -270,6 +270,7 @@ fn configs(terms: &Terms, rendezvous_key: &PrivateKey, dice: &mut Dice) -> Vec<C
         interface: "p2p0".to_owned(),
         addresses: nets(side, [24, 64]),
         mtu: 1420,
+        aes: terms.aes[side % 2],
         private_key: keys[side].clone(),
         listen_port: MEMBER_PORT,
         introduce: true,

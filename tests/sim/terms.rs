@@ -35,6 +35,8 @@ pub struct Terms {
     pub punch: [Punch; 2],
     /// Whether a stateful firewall runs on the member's own machine.
     pub host_firewall: [bool; 2],
+    /// Whether the machine has AES and the owner lets it be used.
+    pub aes: [bool; 2],
     /// Whether the router maps the member's port, and how long after the member's start it says so.
     pub port_mapping: [Option<Duration>; 2],
 }
@@ -62,6 +64,7 @@ impl Terms {
             connect: Connect::Always,
             punch: [Punch::default(); 2],
             host_firewall: [false; 2],
+            aes: [true; 2],
             port_mapping: [None; 2],
         }
     }

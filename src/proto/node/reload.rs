@@ -20,6 +20,7 @@ impl Node {
         let servers_changed = config.rendezvous != self.config.rendezvous;
         self.local.inside = config.addresses.iter().map(ipnet::IpNet::trunc).collect();
         self.local.punch = config.punch;
+        self.local.aes = config.aes;
         let wanted: BTreeMap<PublicKey, config::Peer> =
             config.peers.iter().map(|peer| (peer.public_key, peer.clone())).collect();
         let gone: Vec<PeerId> = self
@@ -44,6 +45,7 @@ impl Node {
         if let Some(orders) = &mut self.local.orders {
             orders.push_back(Order::Routes(Arc::new(self.routes.clone())));
         }
+        self.each_peer(|peer, local| peer.handle_cipher(now, local));
         if servers_changed {
             let kept = |new: &config::Rendezvous, old: &mut Vec<rendezvous::client::Client>| {
                 let at = old.iter().position(|client| client.server() == new)?;

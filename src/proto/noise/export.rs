@@ -1,4 +1,5 @@
-//! Keys for what travels beside a handshake message: the sealed call, its abort, its answer, and the probes.
+//! Keys for what travels beside a handshake message: the sealed call, its abort, its answer, and the probes. And for transport
+//! data, where that is not WireGuard's ([`crate::proto::cipher`]).
 //!
 //! # Why this takes nothing from WireGuard
 //!
@@ -28,11 +29,15 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit, Nonce};
 
 use super::primitive::{Secret, derive};
+use crate::proto::cipher::Cipher;
 
 const CALL_LABEL: &[u8] = b"p2ptund MESSAGE_CONTROL call v1";
 const ANSWER_LABEL: &[u8] = b"p2ptund MESSAGE_CONTROL answer v1";
+/// Also what a response that takes the offer has in its transcript.
+pub(super) const AES_LABEL: &[u8] = b"p2ptund transport data AES-256-GCM v1";
 const _: () = assert!(CALL_LABEL.len() != 32 && !CALL_LABEL.is_empty());
 const _: () = assert!(ANSWER_LABEL.len() != 32 && !ANSWER_LABEL.is_empty());
+const _: () = assert!(AES_LABEL.len() != 32 && !AES_LABEL.is_empty());
 
 /// Seals one text, then is gone.
 pub struct SealOnce {
@@ -120,6 +125,14 @@ impl FinalKeys {
     pub(super) fn derive(chaining: &[u8; 32]) -> Self {
         let [answer, probe_initiator_to_responder, probe_responder_to_initiator] = derive(chaining, ANSWER_LABEL);
         Self { answer, probe_initiator_to_responder, probe_responder_to_initiator }
+    }
+}
+
+/// Transport data's keys, from the final chaining key: to the responder, and to the initiator.
+pub(super) fn transport_keys(chaining: &[u8; 32], cipher: Cipher) -> [Secret; 2] {
+    match cipher {
+        Cipher::ChaCha20Poly1305 => derive(chaining, &[]),
+        Cipher::Aes256Gcm => derive(chaining, AES_LABEL),
     }
 }
 

@@ -18,10 +18,13 @@ struct Made {
 }
 
 fn start(psk: Option<&PresharedKey>) -> Made {
+    start_at(psk, Timestamp([5; 12]))
+}
+
+fn start_at(psk: Option<&PresharedKey>, timestamp: Timestamp) -> Made {
     let (caller, called) = (identity(1), identity(2));
     let remote = Remote::new(&caller, called.public());
-    let (initiator, initiation, exports) =
-        Initiator::start(&caller, &remote, psk, 0x1122_3344, Timestamp([5; 12]), &mut rng(3));
+    let (initiator, initiation, exports) = Initiator::start(&caller, &remote, psk, 0x1122_3344, timestamp, &mut rng(3));
     Made { caller, called, initiator, initiation, exports }
 }
 
@@ -72,9 +75,12 @@ fn what_is_exported_is_none_of_the_keys_of_the_session_and_changes_none() {
     let exported = FinalKeys::derive(&chaining);
     let [again, _] = derive(&chaining, &[]);
     assert_eq!(to_responder, again);
-    for key in [exported.answer, exported.probe_initiator_to_responder, exported.probe_responder_to_initiator] {
-        assert!(key != to_responder && key != to_initiator);
+    let [aes_to_responder, aes_to_initiator] = transport_keys(&chaining, Cipher::Aes256Gcm);
+    let own = [exported.answer, exported.probe_initiator_to_responder, exported.probe_responder_to_initiator];
+    for key in own.iter().chain([&aes_to_responder, &aes_to_initiator]) {
+        assert!(*key != to_responder && *key != to_initiator);
     }
+    assert!(!own.contains(&aes_to_responder) && !own.contains(&aes_to_initiator));
 }
 
 #[test]
@@ -164,6 +170,69 @@ fn a_failed_response_leaves_the_initiation_waiting() {
     forged[50] ^= 1;
     assert!(made.initiator.finish(&forged).is_err());
     assert!(made.initiator.finish(&response).is_ok());
+}
+
+/// One handshake; whether the initiator offers AES, and whether the responder is willing.
+fn agreed(offers: bool, willing: bool) -> (Made, [u8; RESPONSE_LEN], Keys) {
+    let wall = crate::proto::Wall(std::time::Duration::from_secs(1_790_000_000));
+    let stamp = if offers { Timestamp::offering_aes } else { Timestamp::after };
+    let made = start_at(None, stamp(Timestamp::default(), wall));
+    let mut received = Received::open(&made.called, &made.initiation).expect("opens");
+    if willing {
+        received.accept_aes();
+    }
+    let (response, theirs, _) = received.respond(None, 1, &mut rng(4));
+    (made, response, theirs)
+}
+
+#[test]
+fn both_sides_know_the_choice_and_have_its_keys() {
+    let mut all = Vec::new();
+    for (offers, willing) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (made, response, theirs) = agreed(offers, willing);
+        let (ours, _) = made.initiator.finish(&response).expect("finishes");
+        let aes = ours.cipher == Cipher::Aes256Gcm;
+        assert_eq!((aes, ours.cipher), (offers && willing, theirs.cipher));
+        assert_eq!((&ours.send, &ours.receive), (&theirs.receive, &theirs.send));
+        all.push((offers, aes, ours));
+    }
+    // With the same random numbers, the first two differ in the choice alone.
+    let [(_, _, aes), (_, _, chacha), ..] = &all[..] else { panic!("four") };
+    assert!(aes.send != chacha.send && aes.receive != chacha.receive && aes.send != chacha.receive);
+    assert_eq!(aes.probe_send, chacha.probe_send);
+}
+
+#[test]
+fn neither_choice_can_be_made_of_the_other() {
+    for (willing, other) in [(true, Cipher::ChaCha20Poly1305), (false, Cipher::Aes256Gcm)] {
+        let (made, response, _) = agreed(true, willing);
+        // Whoever does not have the keys has this: what was sent, and bits to turn, mac1 made to fit.
+        for bit in 12 * 8..60 * 8 {
+            let mut forged = response;
+            forged[bit / 8] ^= 1 << (bit % 8);
+            put_mac1(&mac1_key(&made.caller.public()), &mut forged);
+            assert_eq!(made.initiator.finish(&forged).err(), Some(Drop::Unauthentic), "bit {bit}");
+        }
+        for bit in 8 * 8..116 * 8 {
+            let mut forged = made.initiation;
+            forged[bit / 8] ^= 1 << (bit % 8);
+            put_mac1(&mac1_key(&made.called.public()), &mut forged);
+            assert_eq!(Received::open(&made.called, &forged).err(), Some(Drop::Unauthentic), "bit {bit}");
+        }
+        assert_ne!(made.initiator.finish(&response).expect("the true one").0.cipher, other);
+    }
+}
+
+#[test]
+fn who_offered_nothing_takes_no_response_that_accepts() {
+    let (made, mut response, _) = agreed(true, true);
+    let plain = Initiator { offers_aes: false, ..made.initiator };
+    assert_eq!(plain.finish(&response).err(), Some(Drop::Unauthentic));
+    // And one that was made without an offer is never taken for one.
+    let (made, plain, _) = agreed(false, true);
+    response.copy_from_slice(&plain);
+    let curious = Initiator { offers_aes: true, ..made.initiator };
+    assert_eq!(curious.finish(&response).expect("opens").0.cipher, Cipher::ChaCha20Poly1305);
 }
 
 #[test]

@@ -52,6 +52,12 @@ impl Peer {
         }
     }
 
+    /// Another cipher may have been allowed or forbidden: a session that has the old one is replaced at once.
+    pub fn handle_cipher(&mut self, now: Instant, local: &mut Local) {
+        self.tunnel.set_aes(now, local.aes);
+        self.drive(now, local);
+    }
+
     /// A call for a nearer path, beside the one in use.
     pub(super) fn look_for_better(&mut self, now: Instant, local: &mut Local) {
         let can_call = self.config.calls.may_call() && local.connected_server().is_some();

@@ -36,6 +36,7 @@ fn local(discovery: Vec<Discovery>) -> Local {
         clock: WallClock::new(at(0), WALL),
         rng: ChaCha20Rng::from_seed([1; 32]),
         listen_port: config::MEMBER_PORT,
+        aes: true,
         punch: config::Punch::default(),
         addresses: Vec::new(),
         inside: Vec::new(),

@@ -62,7 +62,8 @@ impl Tunnel {
             self.timers.begin(Timer::Silence, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + self.jitter);
         }
         let limits = self.limits;
-        if self.slots.current_ref().is_some_and(|session| limits.wants_rekey_on_send(session, now)) {
+        let largest = if self.mtu == 0 { usize::MAX } else { self.mtu };
+        if self.slots.current_ref().is_some_and(|session| limits.wants_rekey_on_send(session, now, largest)) {
             self.want_handshake(now);
         }
     }

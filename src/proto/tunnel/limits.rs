@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::timers::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT};
 use crate::proto::replay::{CONTROL_WORDS, DATA_WORDS};
-use crate::proto::session::{REJECT_AFTER_MESSAGES, Session};
+use crate::proto::session::Session;
 use crate::proto::time::Instant;
 
 /// How long a session lives, and how wide its replay window is.
@@ -14,7 +14,7 @@ pub struct Limits {
     pub rekey_after_time: Duration,
     /// Older than this, it seals and opens nothing.
     pub reject_after_time: Duration,
-    /// With so many messages sealed, either side makes a new one when it next sends.
+    /// With so many messages sealed, or fewer where its cipher bears fewer, either side makes a new one when it next sends.
     pub rekey_after_messages: u64,
     /// With no new session for so long, all keys are wiped.
     pub forget_after: Duration,
@@ -48,12 +48,13 @@ impl Limits {
     }
 
     pub(super) fn is_usable(&self, session: &Session, now: Instant) -> bool {
-        !self.is_too_old(session, now) && session.sealer.sealed() < REJECT_AFTER_MESSAGES
+        !self.is_too_old(session, now) && !session.sealer.is_used_up(0)
     }
 
-    pub(super) fn wants_rekey_on_send(&self, session: &Session, now: Instant) -> bool {
-        session.sealer.sealed() >= self.rekey_after_messages
-            || session.initiator && now.since(session.created) >= self.rekey_after_time
+    /// `largest`: bytes of the largest packets.
+    pub(super) fn wants_rekey_on_send(&self, session: &Session, now: Instant, largest: usize) -> bool {
+        let most = self.rekey_after_messages.min(session.sealer.cipher().rekey_after_messages(largest));
+        session.sealer.sealed() >= most || session.initiator && now.since(session.created) >= self.rekey_after_time
     }
 
     /// So late that a keepalive could no longer do it on time (whitepaper section 6.2).

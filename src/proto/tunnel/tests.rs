@@ -1,5 +1,7 @@
 //! Two tunnels, a clock that is a number, and a wire that can lose what is on it.
 
+mod cipher;
+
 use super::*;
 use crate::proto::keys::PrivateKey;
 use crate::proto::tunnel::timers::KEEPALIVE_TIMEOUT;

@@ -31,7 +31,7 @@ pub fn run(data: &[u8]) {
     if let Ok(mesh) = mesh {
         let now = Instant::from_nanos(1_000_000_000);
         let wall = Wall(Duration::from_secs(1_790_000_000));
-        let mut node = Node::new(mesh.core(mesh.listen_port), [7; 32], now, wall);
+        let mut node = Node::new(mesh.core(mesh.listen_port, true), [7; 32], now, wall);
         node.handle_addresses(now, &["192.0.2.1/24".parse().expect("is a prefix")]);
         while node.poll_action().is_some() || node.poll_transmit().is_some() {}
         node.snapshot(now);

@@ -86,6 +86,7 @@ fn config(who: usize, flags: u8) -> Config {
         private_key: key(who as u8),
         listen_port: PORT,
         introduce: true,
+        aes: true,
         discovery: if is(6) {
             vec![Discovery::Stun(HostPort { host: host(0), port: 4270 })]
         } else {
