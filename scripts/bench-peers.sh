@@ -25,7 +25,7 @@ install_peers() {
         kept+=("$tunnel")
     done
     TUNNELS=("${kept[@]}")
-    VERSIONS[p2ptund]="$("$BINARY" --version | grep -oE '[0-9][^ ]*' | head -n 1) $(git -C "$ROOT" describe --always --dirty 2>/dev/null || true)"
+    VERSIONS[p2ptund]="$("$BINARY" --version | awk '{ print $2 }') ($(git -C "$ROOT" describe --always --dirty 2>/dev/null || true))"
 }
 
 # Crate and program. Installed once, and kept with what else cargo built.
