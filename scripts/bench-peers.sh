@@ -112,6 +112,7 @@ END
 }
 
 knows_cipher() { "$1" check "$DIR/a.auto" >/dev/null 2>&1; }
+agreed_on_aes() { "$BINARY" status --json -i "bench$$a" | grep -qE '"cipher": *"aes256gcm"'; }
 
 # Puts into COMMAND what starts a tunnel's side.
 tunnel_command() {
