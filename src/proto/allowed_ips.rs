@@ -3,7 +3,8 @@
 //!
 //! Prefixes change when a config does, addresses are looked up for every packet. So the prefixes are flattened into ranges that
 //! do not overlap, sorted by where they start, and a lookup is one binary search through an array: with 10,000 prefixes 14
-//! steps, no pointers followed.
+//! steps, no pointers followed. Of an IPv6 start the search sees the upper half only, in which networks differ: that makes it
+//! twice as fast (`benches/routes.rs`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,18 +13,34 @@ use ipnet::IpNet;
 
 /// An address as a number.
 trait Bits: Copy + Ord {
+    /// What fits a register of it.
+    type Upper: Copy + Ord;
+
     fn successor(self) -> Option<Self>;
+    fn upper(self) -> Self::Upper;
 }
 
 impl Bits for u32 {
+    type Upper = u32;
+
     fn successor(self) -> Option<u32> {
         self.checked_add(1)
+    }
+
+    fn upper(self) -> u32 {
+        self
     }
 }
 
 impl Bits for u128 {
+    type Upper = u64;
+
     fn successor(self) -> Option<u128> {
         self.checked_add(1)
+    }
+
+    fn upper(self) -> u64 {
+        (self >> 64) as u64
     }
 }
 
@@ -88,16 +105,18 @@ impl<Id: Copy + Eq> Extend<(IpNet, Id)> for AllowedIps<Id> {
     }
 }
 
-/// `owners[i]` holds from `starts[i]` until the next start. Apart, so that a search touches starts only.
+/// `owners[i]` holds from `starts[i]` until the next start, and `uppers[i]` is that start's. Apart, so that a search touches what
+/// it compares only.
 #[derive(Clone, Debug)]
-struct Ranges<A, Id> {
+struct Ranges<A: Bits, Id> {
+    uppers: Vec<A::Upper>,
     starts: Vec<A>,
     owners: Vec<Option<Id>>,
 }
 
-impl<A, Id> Default for Ranges<A, Id> {
+impl<A: Bits, Id> Default for Ranges<A, Id> {
     fn default() -> Self {
-        Self { starts: Vec::new(), owners: Vec::new() }
+        Self { uppers: Vec::new(), starts: Vec::new(), owners: Vec::new() }
     }
 }
 
@@ -116,6 +135,7 @@ impl<A: Bits, Id: Copy + Eq> Ranges<A, Id> {
             around.push((last, id));
         }
         ranges.leave(&mut around, None);
+        ranges.uppers = ranges.starts.iter().map(|start| start.upper()).collect();
         ranges
     }
 
@@ -140,8 +160,13 @@ impl<A: Bits, Id: Copy + Eq> Ranges<A, Id> {
     }
 
     fn lookup(&self, address: A) -> Option<Id> {
-        let after = self.starts.partition_point(|start| *start <= address);
-        self.owners.get(after.checked_sub(1)?).copied().flatten()
+        let upper = address.upper();
+        let mut last = self.uppers.partition_point(|other| *other <= upper).checked_sub(1)?;
+        if self.starts[last] > address {
+            // It begins behind the address, in the same network; so may some before it.
+            last = self.starts[..last].partition_point(|start| *start <= address).checked_sub(1)?;
+        }
+        self.owners[last]
     }
 }
 
