@@ -274,6 +274,9 @@ impl Driver {
         for order in std::mem::take(&mut self.lanes) {
             if let Order::Outward { peer, lane } = order {
                 let lane = lane.and_then(|lane| self.sockets.get(lane.way.socket).map(|socket| (lane, socket)));
+                if let Some((_, socket)) = &lane {
+                    socket.enlarge_buffers();
+                }
                 self.carrier.tell_outward(Outbound::Lane { peer, lane });
             }
         }

@@ -31,8 +31,8 @@ use crate::proto::path::Way;
 use crate::proto::session::{OVERHEAD, TRANSPORT_TYPE, receiver_of};
 use crate::proto::{Instant, Packet};
 
-/// Buffers of 64 KiB for one batch: some volleys of a sender's that this thread was too slow for.
-const BUFFERS: usize = 8;
+/// Buffers of 64 KiB for one batch: volleys of a sender's that this thread was too slow for. Only those that are used take memory.
+const BUFFERS: usize = 32;
 
 /// The thread's own.
 pub struct Inward {

@@ -31,6 +31,7 @@ mod grid;
 mod hostile;
 mod inner;
 mod introductions;
+mod lanes;
 mod link;
 mod machines;
 mod matrix;

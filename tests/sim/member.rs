@@ -15,11 +15,13 @@ use ipnet::IpNet;
 use p2ptund::proto::action::Drops;
 use p2ptund::proto::config::Config;
 use p2ptund::proto::node::{MappedPort, Node};
+use p2ptund::proto::path::Way;
 use p2ptund::proto::snapshot::Snapshot;
 use p2ptund::proto::{Action, Event, Instant, Packet, SocketId, Transmit, Wall};
 
 use crate::firewall::Firewall;
 use crate::inner::{Echo, too_big};
+use crate::lanes::{Lanes, Opened};
 use crate::pinger::Pinger;
 use crate::world::{Datagram, Machine, Moment, START};
 
@@ -77,6 +79,8 @@ pub struct Member {
     /// Datagrams to peers that went by no path, in all calls.
     pub probes: u32,
     node: Option<Box<Node>>,
+    /// For half of all members, by their seed.
+    pub lanes: Option<Lanes>,
     seed: [u8; 32],
     starts: Instant,
     addresses: Vec<IpNet>,
@@ -116,6 +120,7 @@ impl Member {
             mapping: None,
             probes: 0,
             node: None,
+            lanes: None,
             seed,
             starts,
             addresses,
@@ -192,6 +197,11 @@ impl Member {
     pub fn give_tun(&mut self, moment: &mut Moment<'_>, inner: &[u8]) {
         let Some(node) = &mut self.node else { return };
         let mut packet = Packet::copy_from(inner);
+        if let Some(way) = self.lanes.as_mut().and_then(|lanes| lanes.seal(moment.now, &mut packet)) {
+            let payload = packet.bytes().to_vec();
+            return self
+                .send(moment, Transmit { socket: way.socket, to: way.remote, ttl: None, whole: false, payload });
+        }
         if let Some(route) = node.handle_tun(moment.now, &mut packet) {
             let payload = packet.bytes().to_vec();
             self.send(moment, Transmit { socket: route.socket, to: route.to, ttl: None, whole: false, payload });
@@ -202,6 +212,11 @@ impl Member {
     fn drain(&mut self, moment: &mut Moment<'_>) {
         loop {
             let Some(node) = &mut self.node else { return };
+            if let Some(lanes) = &mut self.lanes {
+                while let Some(order) = node.poll_order() {
+                    lanes.take(order);
+                }
+            }
             if let Some(action) = node.poll_action() {
                 moment.notes.push(format!("{action:?}"));
                 self.carry_out(moment, action);
@@ -358,6 +373,12 @@ impl Machine for Member {
         };
         let Some(socket) = socket else { return };
         let mut packet = Packet::copy_from(&datagram.payload);
+        let way = Way { socket, remote: datagram.src };
+        match self.lanes.as_mut().map(|lanes| lanes.open(moment.now, way, &mut packet)) {
+            None | Some(Opened::NotOurs) => {}
+            Some(Opened::Done) => return,
+            Some(Opened::Inner(packet)) => return self.take_tun(moment, packet.bytes()),
+        }
         if node.handle_datagram(moment.now, socket, datagram.src, &mut packet) {
             self.take_tun(moment, packet.bytes());
         }
@@ -368,6 +389,7 @@ impl Machine for Member {
         let now = moment.now;
         let Some(node) = &mut self.node else {
             let mut node = Node::new(self.config.clone(), self.seed, now, wall(now));
+            self.lanes = (self.seed[0] % 2 == 1).then(|| Lanes::of(&mut node));
             node.handle_addresses(now, if self.hides_addresses { &[] } else { &self.addresses });
             self.node = Some(Box::new(node));
             return self.drain(moment);
@@ -375,6 +397,9 @@ impl Machine for Member {
         if node.poll_timeout().is_some_and(|due| due <= now) {
             node.handle_timeout(now);
             self.drain(moment);
+        }
+        if self.lanes.as_mut().is_some_and(|lanes| lanes.is_due(now)) {
+            self.with_node(moment, |node, now| node.handle_traffic(now));
         }
         if let Some((_, mapped)) = self.mapping.take_if(|(due, _)| *due <= now) {
             self.with_node(moment, |node, now| node.handle_port_mapping(now, Some(mapped)));
@@ -393,6 +418,7 @@ impl Machine for Member {
         let Some(node) = &self.node else { return Some(self.starts) };
         let resolved = self.resolving.front().map(|(due, _)| *due);
         let mapped = self.mapping.map(|(due, _)| due);
-        [node.poll_timeout(), resolved, mapped, self.pinger.next()].into_iter().flatten().min()
+        let look = self.lanes.as_ref().and_then(Lanes::look_at);
+        [node.poll_timeout(), look, resolved, mapped, self.pinger.next()].into_iter().flatten().min()
     }
 }
