@@ -6,9 +6,9 @@
 #   tcp     tcp Gbit/s, again (retransmitted segments a second), cpu (seconds of both daemons a gigabyte), filled (ms, the
 #           median of pings meanwhile): one stream
 #   both    both Gbit/s: four streams each way at once, their sum
-#   flood   flood, thousands a second that arrive of 64-byte datagrams, sent as fast as they go
+#   flood   flood, thousands a second that arrive of datagrams with 64 bytes of payload, sent as fast as they go
 #   idle    idle50, idle99: µs of a ping when nothing else is under way
-#   udp     lost, percent of 1,400-byte datagrams at 1 Gbit/s for ten seconds
+#   udp     lost, percent of 1,400-byte packets at 1 Gbit/s for ten seconds
 #   memory  loaded, most MB that a daemon had resident in all of this
 
 # Runs a figure for a tunnel and keeps what it prints, unless too much time was stolen meanwhile.
@@ -26,6 +26,7 @@ sample() {
         drop "$round" "$tunnel" "$figure" "$(((stolen_after - stolen) * 100 / (all_after - all))) % of the time was stolen"
         return
     fi
+    [[ -s "$DIR/now" ]] || return 0
     awk -v rest="$tunnel $round" 'NF == 2 { print $1, rest, $2 }' "$DIR/now" >>"$DIR/samples"
     echo "round $round: $tunnel: $(awk '{ printf "%s%s %s", before, $1, $2; before = ", " }' "$DIR/now")" >&2
 }
@@ -90,8 +91,9 @@ figure_flood() { load udp "$A" "$B" "$ADDRESS" 64 0 "$SECONDS_EACH" | awk '{ pri
 # 500 a second for two seconds: ten slower ones are what p99 says.
 figure_idle() { load ping "$A" "$ADDRESS" 500 2 | awk '$2 > 0 { print "idle50", $3; print "idle99", $4 }'; }
 
-# 1,400 × 8 × 89,286 bits are a gigabit.
-figure_udp() { load udp "$A" "$B" "$ADDRESS" 1400 89286 10 | awk '$1 > 0 { printf "lost %.4f\n", ($1 - $2) * 100 / $1 }'; }
+# 28 of the 1,400 bytes are headers: so much payload would be two fragments at an MTU of 1420. 89,286 packets of them are
+# a gigabit.
+figure_udp() { load udp "$A" "$B" "$ADDRESS" 1372 89286 10 | awk '$1 > 0 { printf "lost %.4f\n", ($1 - $2) * 100 / $1 }'; }
 
 figure_memory() {
     local pid

@@ -30,7 +30,7 @@ versions() {
 header() {
     echo "$(date -u +%F), $(machine), Linux $(uname -r); $(versions | paste -s -d , | sed 's/,/, /g')."
     echo "$ROUNDS rounds of $SECONDS_EACH s, in turns; medians. $(wc -l <"$DIR/dropped") samples were dropped (more than 5 % steal," \
-        "or the tunnel failed). The run took $((SECONDS / 60)) min $((SECONDS % 60)) s."
+        "or the tunnel failed). Load of the machine before: $LOAD_BEFORE. The run took $((SECONDS / 60)) min $((SECONDS % 60)) s."
 }
 
 figures_table() {
