@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! read ─► Split ─► route ─► lane ─► volley: | header | packet 0 | tag | header | packet 1 | tag | …  ─► sealed, sent
-//!                             └─ none: each packet to the core
+//!                             └─ none, or longer than the path carries: each packet to the core
 //! ```
 //!
 //! A volley is what one UDP_SEGMENT send takes: datagrams of one length to one address, the last of which may be shorter. One
@@ -29,6 +29,7 @@ use crate::proto::mss;
 use crate::proto::node::Routes;
 use crate::proto::offload::split::Split;
 use crate::proto::offload::virtio;
+use crate::proto::oversize;
 use crate::proto::session::{HEADER_LEN, OVERHEAD, padding};
 use crate::proto::{Instant, Packet};
 
@@ -162,17 +163,26 @@ impl Outward {
             return self.desk.drops.count(Reason::NoRoute);
         };
         let longest = split.segment_len(0);
-        let carries = |lane: &&Lane| self.now < lane.lane.until && longest <= usize::from(lane.lane.limit);
-        match self.lanes.get(&peer).filter(carries) {
-            Some(lane) => self.load(peer, lane.lane.limit, &split),
-            None => {
-                for index in 0..split.segments() {
-                    let mut packet = Packet::with_capacity(split.segment_len(index));
-                    let len = split.write(index, packet.spare_mut());
-                    packet.set_len(len);
-                    self.desk.give(packet);
+        match self.lanes.get(&peer).filter(|lane| self.now < lane.lane.until) {
+            Some(lane) if longest <= usize::from(lane.lane.limit) => self.load(peer, lane.lane.limit, &split),
+            Some(_) if !oversize::may_be_cut(split.packet(), longest) => {
+                // The core tells its sender, once for all segments.
+                self.give(&split, 1);
+                for _ in 1..split.segments() {
+                    self.desk.drops.count(Reason::TooBig);
                 }
             }
+            Some(_) | None => self.give(&split, split.segments()),
+        }
+    }
+
+    /// The first `count` packets go to the core.
+    fn give(&mut self, split: &Split<'_>, count: usize) {
+        for index in 0..count {
+            let mut packet = Packet::with_capacity(split.segment_len(index));
+            let len = split.write(index, packet.spare_mut());
+            packet.set_len(len);
+            self.desk.give(packet);
         }
     }
 

@@ -43,13 +43,17 @@ pub fn judge(packet: &[u8], longest: usize, limit: u16) -> Verdict {
         return Verdict::Fits;
     }
     match packet.first().map(|first| first >> 4) {
-        Some(4) if packet.get(6).is_some_and(|flags| flags & V4_DONT_FRAGMENT != 0) => {
-            Verdict::TooBig { reply: reply(packet, limit) }
-        }
-        Some(6) if longest > usize::from(V6_LEAST_MTU) => {
-            Verdict::TooBig { reply: reply(packet, limit.max(V6_LEAST_MTU)) }
-        }
-        _ => Verdict::Cut,
+        _ if may_be_cut(packet, longest) => Verdict::Cut,
+        Some(6) => Verdict::TooBig { reply: reply(packet, limit.max(V6_LEAST_MTU)) },
+        _ => Verdict::TooBig { reply: reply(packet, limit) },
+    }
+}
+
+/// Whether a packet that is too long, or has segments that are, may go in fragments.
+pub fn may_be_cut(packet: &[u8], longest: usize) -> bool {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => packet.get(6).is_some_and(|flags| flags & V4_DONT_FRAGMENT == 0),
+        _ => longest <= usize::from(V6_LEAST_MTU),
     }
 }
 

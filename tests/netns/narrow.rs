@@ -9,8 +9,9 @@ use super::traffic::downloads_of;
 
 const LIMIT: Duration = Duration::from_secs(25);
 const MEBIBYTE: usize = 1 << 20;
-/// Enough to go on for seconds by a build without optimisations.
-const LONG: usize = 64 << 20;
+/// A download that goes on for five seconds and more: 512 pieces with a pause after each.
+const LONG: usize = 32 << 20;
+const PAUSE: Duration = Duration::from_millis(10);
 /// A full packet of the members' interfaces.
 const FULL: &str = "1392";
 
@@ -42,10 +43,10 @@ fn carries(limit: u16) {
     let met = lab.pings_within("left", &right.address4, LIMIT);
     assert!(met.is_some(), "{:?}", left.status(&lab));
     // At once, before or after the path was measured.
-    downloads_of(MEBIBYTE, &lab, "right", &right.address4, "left");
-    downloads_of(MEBIBYTE, &lab, "left", &left.address4, "right");
-    downloads_of(MEBIBYTE, &lab, "right", &format!("[{}]", right.address6), "left");
-    downloads_of(MEBIBYTE, &lab, "left", &format!("[{}]", left.address6), "right");
+    downloads_of(MEBIBYTE, Duration::ZERO, &lab, "right", &right.address4, "left");
+    downloads_of(MEBIBYTE, Duration::ZERO, &lab, "left", &left.address4, "right");
+    downloads_of(MEBIBYTE, Duration::ZERO, &lab, "right", &format!("[{}]", right.address6), "left");
+    downloads_of(MEBIBYTE, Duration::ZERO, &lab, "left", &format!("[{}]", left.address6), "right");
     for (member, peer) in [(&left, "right"), (&right, "left")] {
         assert_eq!(path_mtu(&lab, member, peer), u64::from(limit));
         assert_eq!(member.peer(&lab, peer)["inner_mtu"], limit - 60);
@@ -115,7 +116,7 @@ fn hosts_behind_the_members_hear_of_a_narrow_path_too() {
     assert!(said.contains("Frag needed and DF set (mtu = 1220)"), "{said}");
     // The clamped MSS alone must do, too: no error reaches who sends.
     lab.nft("right-lan", "inet deaf", "input priority 0", "icmp type destination-unreachable counter drop");
-    downloads_of(MEBIBYTE, &lab, "right-lan", "192.168.22.10", "left-lan");
+    downloads_of(MEBIBYTE, Duration::ZERO, &lab, "right-lan", "192.168.22.10", "left-lan");
     assert!(lab.expect("right-lan", "nft list table inet deaf").contains("packets 0 "), "and none had to be sent");
 }
 
@@ -127,9 +128,10 @@ fn outlives(limit: u16) {
     ping_both_ways(&lab, &left, &right, LIMIT);
     assert!(within(LIMIT, || path_mtu(&lab, &left, "right") == 1480), "{:?}", left.status(&lab));
     std::thread::scope(|scope| {
-        let download = scope.spawn(|| downloads_of(LONG, &lab, "right", &right.address4, "left"));
+        let download = scope.spawn(|| downloads_of(LONG, PAUSE, &lab, "right", &right.address4, "left"));
         std::thread::sleep(Duration::from_millis(300));
         swallow_beyond(&lab, limit);
+        assert!(!download.is_finished(), "it was to go on");
         download.join().expect("the download is complete");
     });
     assert_eq!(path_mtu(&lab, &right, "left"), u64::from(limit), "it was measured while the download went on");

@@ -18,11 +18,11 @@ fn content(length: usize) -> Vec<u8> {
 }
 
 fn downloads(lab: &Lab, server: &str, address: &str, client: &str) {
-    downloads_of(DOWNLOAD, lab, server, address, client);
+    downloads_of(DOWNLOAD, Duration::ZERO, lab, server, address, client);
 }
 
-/// Serves [`content`] to one HTTP client at `server` and fetches it at `client`.
-pub fn downloads_of(length: usize, lab: &Lab, server: &str, address: &str, client: &str) {
+/// Serves [`content`] to one HTTP client at `server`, with a pause after each 64 KiB, and fetches it at `client`.
+pub fn downloads_of(length: usize, pause: Duration, lab: &Lab, server: &str, address: &str, client: &str) {
     let at = format!("{address}:8080");
     let (bound, ready) = std::sync::mpsc::channel();
     let listen_at = at.clone();
@@ -34,7 +34,10 @@ pub fn downloads_of(length: usize, lab: &Lab, server: &str, address: &str, clien
         let asked = stream.read(&mut request).expect("a request comes");
         assert!(request[..asked].starts_with(b"GET / "));
         stream.write_all(format!("HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).unwrap();
-        stream.write_all(&content(length)).expect("the client takes it all");
+        for piece in content(length).chunks(64 << 10) {
+            stream.write_all(piece).expect("the client takes it all");
+            std::thread::sleep(pause);
+        }
     });
     ready.recv().expect("the server starts");
     let fetch = lab.inside(client, move || {
