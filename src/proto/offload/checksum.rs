@@ -15,8 +15,9 @@ const CHUNK: usize = LANES * 4;
 const BLOCK: usize = 1 << 16;
 
 /// The sum of `bytes` as big-endian words; where their count is odd, as though a zero followed.
+#[inline]
 pub fn sum(bytes: &[u8]) -> u32 {
-    bytes.chunks(BLOCK).map(|block| u32::from(sum_block(block))).sum()
+    if bytes.len() < CHUNK { u32::from(swapped(sum_short(bytes))) } else { sum_long(bytes) }
 }
 
 /// Copies `from` to `to`, which is as long, and gives its [`sum`]. In two passes: the second is over the nearest cache, and
@@ -51,35 +52,48 @@ pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u32 {
     sum(addresses) + u32::from(protocol) + len as u32
 }
 
-fn sum_block(block: &[u8]) -> u16 {
+fn sum_long(bytes: &[u8]) -> u32 {
+    bytes.chunks(BLOCK).map(|block| u32::from(swapped(sum_block(block)))).sum()
+}
+
+/// Of at most [`BLOCK`] bytes, as words of 32 bits in the machine's own order.
+fn sum_block(block: &[u8]) -> u64 {
     let (chunks, rest) = block.as_chunks::<CHUNK>();
-    let mut total = 0u64;
-    // Headers are shorter, and done in half the time without the lanes.
-    if !chunks.is_empty() {
-        let (mut whole, mut high) = ([0u32; LANES], [0u32; LANES]);
-        for chunk in chunks {
-            let (words, _) = chunk.as_chunks::<4>();
-            for (lane, word) in words.iter().enumerate() {
-                let word = u32::from_ne_bytes(*word);
-                whole[lane] = whole[lane].wrapping_add(word);
-                high[lane] = high[lane].wrapping_add(word >> 16);
-            }
-        }
-        for (whole, high) in whole.into_iter().zip(high) {
-            total += u64::from(whole.wrapping_sub(high << 16)) + u64::from(high);
+    let (mut whole, mut high) = ([0u32; LANES], [0u32; LANES]);
+    for chunk in chunks {
+        let (words, _) = chunk.as_chunks::<4>();
+        for (lane, word) in words.iter().enumerate() {
+            let word = u32::from_ne_bytes(*word);
+            whole[lane] = whole[lane].wrapping_add(word);
+            high[lane] = high[lane].wrapping_add(word >> 16);
         }
     }
-    let (words, rest) = rest.as_chunks::<4>();
-    for word in words {
-        total += u64::from(u32::from_ne_bytes(*word));
+    let mut total = sum_short(rest);
+    for (whole, high) in whole.into_iter().zip(high) {
+        total += u64::from(whole.wrapping_sub(high << 16)) + u64::from(high);
     }
-    total += u64::from(match *rest {
+    total
+}
+
+/// As [`sum_block`], without lanes: headers. Where the length is a constant, so is the way through it.
+#[inline]
+fn sum_short(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut total = u64::from(match *rest {
         [a] => u32::from_ne_bytes([a, 0, 0, 0]),
         [a, b] => u32::from_ne_bytes([a, b, 0, 0]),
         [a, b, c] => u32::from_ne_bytes([a, b, c, 0]),
         _ => 0,
     });
-    // The words were read in the machine's own order; a sum of swapped words is the swapped sum (RFC 1071 section 2).
+    for word in words {
+        total += u64::from(u32::from_ne_bytes(*word));
+    }
+    total
+}
+
+/// The words were read in the machine's own order; a sum of swapped words is the swapped sum (RFC 1071 section 2).
+#[inline]
+fn swapped(total: u64) -> u16 {
     let mut folded = (total >> 32) + (total & 0xffff_ffff);
     for _ in 0..3 {
         folded = (folded >> 16) + (folded & 0xffff);

@@ -25,6 +25,17 @@ fn counts(packets: &[Vec<u8>]) -> Vec<usize> {
     merge(EVERYTHING, packets).iter().map(|write| split_again(write).len()).collect()
 }
 
+/// Makes the checksums of an IPv4 packet without options right again.
+fn resum(packet: &mut [u8]) {
+    let checksum_at = if packet[9] == 17 { 26 } else { 36 };
+    packet[10..12].fill(0);
+    packet[checksum_at..checksum_at + 2].fill(0);
+    let pseudo = [&packet[12..20], &[0, packet[9]], &(packet.len() as u16 - 20).to_be_bytes()].concat();
+    let (header, transport) = (!slow_sum(&packet[..20]), !slow_sum(&[&pseudo, &packet[20..]].concat()));
+    put_word(packet, 10, header);
+    put_word(packet, checksum_at, transport);
+}
+
 fn kinds() -> [Made; 4] {
     [tcp4(&[]), tcp6(&[]), udp4(&[]), udp6(&[])]
 }
@@ -156,10 +167,38 @@ fn a_wrong_checksum_goes_on_unchanged_and_alone() {
 }
 
 #[test]
+fn a_bit_that_tcp_keeps_for_later_parts_two_runs() {
+    let mut packets = packets(&stream(&tcp4(&[]), &[100; 4]));
+    for packet in &mut packets[2..] {
+        packet[32] |= 1;
+        resum(packet);
+    }
+    assert_eq!(counts(&packets), [2, 2]);
+}
+
+#[test]
 fn udp_without_a_checksum_stays_without() {
-    let mut packets = packets(&stream(&udp4(&[]), &[100; 2]));
-    packets.iter_mut().for_each(|packet| packet[26..28].fill(0));
-    assert_eq!(counts(&packets), [1, 1]);
+    let mut some = packets(&stream(&udp4(&[]), &[100; 2]));
+    some.iter_mut().for_each(|packet| packet[26..28].fill(0));
+    assert_eq!(counts(&some), [1, 1]);
+
+    // Where zero would be right by itself.
+    let mut made = udp4(&[0; 100]);
+    let checksum = word(&made.packet(), 26);
+    made.payload[..2].copy_from_slice(&checksum.to_be_bytes());
+    let mut some = packets(&[made.clone(), made]);
+    assert_eq!(&some[0][26..28], [0xff, 0xff]);
+    assert_eq!(counts(&some), [2]);
+    some[0][26..28].fill(0);
+    assert_eq!(counts(&some), [1, 1]);
+}
+
+#[test]
+fn a_udp_length_that_lies_keeps_its_packet_alone() {
+    let mut packets = packets(&stream(&udp4(&[]), &[100; 3]));
+    packets[1][25] -= 1;
+    resum(&mut packets[1]);
+    assert_eq!(counts(&packets), [1, 1, 1]);
 }
 
 #[test]
@@ -168,10 +207,23 @@ fn a_zero_of_the_other_form_is_not_rewritten() {
     let mut made = tcp4(&[0; 100]);
     let checksum = word(&made.packet(), 36);
     made.payload[..2].copy_from_slice(&checksum.to_be_bytes());
-    let mut packets = packets(&[made.clone(), Made { sequence: made.sequence.wrapping_add(100), ..made }]);
+    let next = Made { sequence: made.sequence.wrapping_add(100), ..made.clone() };
+    let mut packets = packets(&[made, next]);
     assert_eq!(&packets[0][36..38], [0, 0]);
     assert_eq!(counts(&packets), [2]);
     packets[0][36..38].fill(0xff);
+    assert_eq!(counts(&packets), [1, 1]);
+}
+
+#[test]
+fn nor_is_one_in_the_ipv4_header() {
+    let mut made = tcp4(&[0; 100]);
+    made.id = made.id.wrapping_add(word(&made.packet(), 10));
+    let next = Made { sequence: made.sequence.wrapping_add(100), ..made.clone() };
+    let mut packets = packets(&[made, next]);
+    assert_eq!(&packets[0][10..12], [0, 0]);
+    assert_eq!(counts(&packets), [2]);
+    packets[0][10..12].fill(0xff);
     assert_eq!(slow_sum(&packets[0][..20]), 0xffff);
     assert_eq!(counts(&packets), [1, 1]);
 }
@@ -230,6 +282,17 @@ fn a_fragment_overtakes_nothing_that_came_before_it() {
     stream[2].flags_or_label = 0;
     stream[2].extension = Some(1);
     assert_eq!(counts(&packets(&stream)), [2, 1, 1]);
+}
+
+#[test]
+fn a_later_fragment_of_ipv6_is_of_any_flow() {
+    let mut packets = packets(&stream(&udp6(&[]), &[100; 3]));
+    // What it says to be is behind the first fragment's header: here are 8 bytes from the middle of something.
+    let mut fragment = packets[1][..40].to_vec();
+    (fragment[5], fragment[6]) = (16, 44);
+    fragment.extend([60, 0, 0, 9, 0, 0, 0, 1, 59, 0, 0, 0, 0, 0, 0, 0]);
+    packets.insert(1, fragment);
+    assert_eq!(counts(&packets), [1, 1, 2]);
 }
 
 #[test]
