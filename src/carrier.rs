@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::io::tun::TunQueue;
+use crate::io::tun::Tun;
 use crate::io::udp::{Inlet, UdpSocket};
 use crate::io::wake::{Wait, Waker};
 use crate::proto::action::Drop as Reason;
@@ -149,7 +149,7 @@ pub struct Carrier {
 
 impl Carrier {
     /// Starts both. Errors: out of threads or descriptors.
-    pub fn start(tun: &TunQueue, inlet: Inlet, drops: Arc<DropCounts>) -> io::Result<Self> {
+    pub fn start(tun: &Tun, inlet: Inlet, drops: Arc<DropCounts>) -> io::Result<Self> {
         let (give_inner, inner) = mpsc::channel(INNER_QUEUE);
         let (give_outer, outer) = mpsc::channel(OUTER_QUEUE);
         let (tell_gone, gone) = mpsc::channel(2);

@@ -32,7 +32,7 @@ use crate::io::clock;
 use crate::io::cpu;
 use crate::io::links::{Layout, Links};
 use crate::io::netmon::Monitor;
-use crate::io::tun::{Offloads, TunQueue};
+use crate::io::tun::{Offloads, Tun};
 use crate::io::udp::Sockets;
 use crate::proto::SocketId;
 use crate::proto::node::Node;
@@ -127,7 +127,7 @@ impl Daemon {
     async fn start(mesh: Mesh, interface: Option<String>, control_path: &Path, held: &mut Held) -> Result<Self> {
         let (sender, inputs) = mpsc::channel(INPUTS);
         signals::forward(sender.clone()).context("signals can't be caught")?;
-        let tun = TunQueue::create(&mesh.interface, mesh.mtu, Offloads::ALL)?;
+        let tun = Tun::create(&mesh.interface, mesh.mtu, Offloads::ALL)?;
         held.control = Some(listen(control::Server::bind(control_path)?, sender.clone()));
         let sockets = Sockets::bind(mesh.listen_port).map_err(|error| port_refusal(mesh.listen_port, &error))?;
         let port = sockets.local_address(SocketId::MAIN_V4).map_or(mesh.listen_port, |address| address.port());

@@ -33,7 +33,7 @@ use tracing::{debug, info, trace};
 use crate::carrier::{Carrier, Inbound, Outbound, Outer};
 use crate::control::{Reply, Request};
 use crate::daemon::notify::Watchdog;
-use crate::io::tun::{TunQueue, WriteError};
+use crate::io::tun::{Tun, WriteError};
 use crate::io::udp::{Datagram, Sockets};
 use crate::io::{clock, resolve};
 use crate::proto::config::Config;
@@ -96,7 +96,7 @@ pub fn tell(inputs: &mpsc::Sender<Input>, input: Input) {
 /// The loop with all that it owns.
 pub struct Driver {
     node: Node,
-    tun: TunQueue,
+    tun: Tun,
     sockets: Sockets,
     carrier: Carrier,
     inputs: mpsc::Receiver<Input>,
@@ -130,7 +130,7 @@ impl Driver {
     /// Errors: out of threads or descriptors.
     pub fn new(
         mut node: Node,
-        tun: TunQueue,
+        tun: Tun,
         mut sockets: Sockets,
         (sender, inputs): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
         peers: usize,

@@ -2,28 +2,37 @@
 //! reconfigure.
 //!
 //! This page is the map. The program is a pure core, [`proto`], to which time, randomness and datagrams are arguments, and a
-//! thin shell around it, everything else, which has the sockets, the clock and the files. [`driver`] is the one loop that
+//! thin shell around it, everything else, which has the sockets, the clock and the files. [`driver`] is the loop that
 //! joins them; the simulator in `tests/sim` is another, so what it tries is what runs.
 //!
 //! # A packet's walk
 //!
-//! ```text
-//! out   io::tun            a batch of inner packets from the kernel
-//!       driver             hands each to the core
-//!       proto::node        which peer has the destination: proto::allowed_ips
-//!       proto::mtu         is it longer than the path carries? then its sender is told, or it is cut: proto::oversize
-//!       proto::peer        has it a path? if not, the packet waits in the tunnel, and a call begins
-//!       proto::tunnel      the session in use; a handshake where there is none: proto::noise
-//!       proto::session     sealed in place, with the next counter
-//!       io::udp            to the path's address, from the path's socket, a batch at a time
+//! Between members that are connected, in two threads, up to 64 packets at a time:
 //!
-//! in    io::udp            a batch of datagrams, from any socket
-//!       proto::wire        what it is, by its first bytes
-//!       proto::node        whose it is, by the receiver's index
-//!       proto::session     opened in place; proto::replay: never twice
-//!       proto::peer        a new source is noted and challenged before payload follows it: proto::path
-//!       proto::allowed_ips may this peer send from this inner address? if not, dropped and counted
-//!       io::tun            a batch to the kernel
+//! ```text
+//! out   io::tun              one inner super-packet from the kernel
+//!       proto::offload       cut into packets, each complete
+//!       carrier::outward     whose they are (proto::allowed_ips), and that peer's lane (proto::lane)
+//!       proto::session       sealed where they lie in the send buffer, with the next counters
+//!       io::udp              all of them in one send
+//!
+//! in    io::udp              a batch of datagrams, from any socket, many to a buffer
+//!       carrier::inward      the lane that they are for, by the receiver's index
+//!       proto::session       opened in place; proto::replay: never twice
+//!       proto::allowed_ips   may this peer send from this inner address? if not, dropped and counted
+//!       proto::offload       packets of one flow joined
+//!       io::tun              in one write
+//! ```
+//!
+//! What no lane takes goes packet by packet, through the core, which decides:
+//!
+//! ```text
+//! out   driver ─► proto::node ─► proto::peer         has it a path? if not, the packet waits in the tunnel, and a call begins
+//!                                proto::tunnel       the session in use; a handshake where there is none: proto::noise
+//! in    driver ─► proto::wire ─► proto::node         what it is, by its first bytes; whose, by the receiver's index
+//!                                proto::peer         a new source is noted and challenged before payload follows it: proto::path
+//! both            proto::peer::lanes                 once there is a session and a path, lanes are handed out
+//!                 proto::mtu, proto::oversize        how long a packet may be, and what becomes of a longer one
 //! ```
 //!
 //! # A call's walk
@@ -54,7 +63,8 @@
 //! | [`cli`]     | the commands                                                                                  |
 //! | [`config`]  | TOML in, checked types out, or every fault at once                                            |
 //! | [`daemon`]  | start, reload and stop, in order; signals; what systemd is told                               |
-//! | [`driver`]  | the only loop: io → core → io                                                                 |
+//! | [`driver`]  | the core's loop: io → core → io                                                               |
+//! | [`carrier`] | the two threads that carry packets                                                            |
 //! | [`io`]      | TUN device, UDP sockets, routes, port mapping, resolver, and the only clock                   |
 //! | [`control`] | the socket by which `status`, `ping`, `reload` and `down` reach a daemon                      |
 //! | [`status`]  | what the core knows, for people                                                               |

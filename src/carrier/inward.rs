@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{Desk, Inbound, Outer};
 use crate::io::clock;
-use crate::io::tun::{TunQueue, WriteError};
+use crate::io::tun::{Tun, WriteError};
 use crate::io::udp::{GroBatch, Incoming, Inlet};
 use crate::proto::action::Drop as Reason;
 use crate::proto::ip::{self, Header};
@@ -45,7 +45,7 @@ pub struct Inward {
 
 /// The device's end.
 struct Exit {
-    tun: TunQueue,
+    tun: Tun,
     merger: Merger,
     /// The device did not take what was merged.
     refuses: bool,
@@ -61,7 +61,7 @@ struct Count {
 }
 
 impl Inward {
-    pub fn new(tun: TunQueue, inlet: Inlet, desk: Desk<Outer>) -> Self {
+    pub fn new(tun: Tun, inlet: Inlet, desk: Desk<Outer>) -> Self {
         let offloads = tun.offloads();
         let accepts = Accepts { tcp4: offloads.tcp, tcp6: offloads.tcp, udp: offloads.udp };
         let exit = Exit { tun, merger: Merger::new(accepts), refuses: false, gone: None };
@@ -202,7 +202,7 @@ impl Exit {
 }
 
 /// Writes the packets of a super-packet one by one.
-fn write_singly(tun: &TunQueue, pieces: &[IoSlice<'_>]) {
+fn write_singly(tun: &Tun, pieces: &[IoSlice<'_>]) {
     let whole: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
     let split = virtio::Header::parse(&whole).and_then(|header| Split::new(&header, &whole[virtio::HEADER_LEN..]));
     let Ok(split) = split else { return };

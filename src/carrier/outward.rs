@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::{Desk, Outbound};
 use crate::io::clock;
-use crate::io::tun::{READ_LEN, TunQueue};
+use crate::io::tun::{READ_LEN, Tun};
 use crate::io::udp::UdpSocket;
 use crate::io::wake::Wait;
 use crate::proto::action::Drop as Reason;
@@ -71,7 +71,7 @@ impl Volley {
 
 /// The thread's own.
 pub struct Outward {
-    tun: TunQueue,
+    tun: Tun,
     wait: Wait,
     desk: Desk<Packet>,
     routes: Arc<Routes>,
@@ -81,7 +81,7 @@ pub struct Outward {
 }
 
 impl Outward {
-    pub fn new(tun: TunQueue, wait: Wait, desk: Desk<Packet>) -> Self {
+    pub fn new(tun: Tun, wait: Wait, desk: Desk<Packet>) -> Self {
         let volley = Volley {
             peer: 0,
             tos: 0,

@@ -23,7 +23,7 @@ mod wait;
 use std::ffi::CString;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use tokio::io::Interest;
@@ -49,13 +49,7 @@ pub fn interface_index(name: &str) -> Option<u32> {
     (index != 0).then_some(index)
 }
 
-/// Lets tokio wait for a descriptor to become readable. To be called within a tokio runtime.
-pub fn watch(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: an OwnedFd stays open, and stays the same descriptor, until its last Arc is dropped; the registration holds one.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(|error| error.into_parts().1)
-}
-
-/// The same for a set of descriptors.
+/// Lets tokio wait for any of a set of descriptors to become readable. To be called within a tokio runtime.
 pub fn watch_set(set: Arc<Epoll>) -> io::Result<AsyncFd<Arc<Epoll>>> {
     // SAFETY: an Epoll is an OwnedFd that nobody can take out of it, and the registration holds it by an Arc.
     unsafe { AsyncFd::register_with_interest(set, Interest::READABLE) }.map_err(|error| error.into_parts().1)

@@ -13,8 +13,8 @@ use crate::io::wake::Waker;
 const SECOND: Option<Duration> = Some(Duration::from_secs(1));
 const MTU: usize = 1420;
 
-fn device(number: u8, wanted: Offloads) -> TunQueue {
-    let queue = TunQueue::create("p2ptest", 1420, wanted).expect("a device");
+fn device(number: u8, wanted: Offloads) -> Tun {
+    let queue = Tun::create("p2ptest", 1420, wanted).expect("a device");
     run(&format!("ip addr add 10.77.0.{number}/24 dev p2ptest"));
     run(&format!("ip addr add fd77::{number}/64 dev p2ptest nodad"));
     run("ip link set p2ptest up mtu 1420");
@@ -26,7 +26,7 @@ fn device(number: u8, wanted: Offloads) -> TunQueue {
 }
 
 /// The next packet that is no neighbour or multicast business of the kernel's own.
-fn next(queue: &TunQueue, wait: &Wait, buffer: &mut [u8]) -> Option<usize> {
+fn next(queue: &Tun, wait: &Wait, buffer: &mut [u8]) -> Option<usize> {
     let header = if queue.offloads().vnet_header { HEADER_LEN } else { 0 };
     loop {
         match queue.read(buffer) {
@@ -56,7 +56,7 @@ struct Carried {
 }
 
 /// Carries from one device to the other until woken.
-fn carry(from: &TunQueue, to: &TunQueue, wait: &Wait) -> Carried {
+fn carry(from: &Tun, to: &Tun, wait: &Wait) -> Carried {
     let mut buffer = vec![0; READ_LEN];
     let mut carried = Carried::default();
     let header = if from.offloads().vnet_header { HEADER_LEN } else { 0 };
