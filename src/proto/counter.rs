@@ -8,10 +8,23 @@
 //! ```
 //!
 //! Other users' mappings are taken for a Poisson process, as Klinec and Matyas measured it for windows of a second (SIN 2014).
-//! Our own are counted exactly, so they are no noise. A counter that runs over the end of its range starts anew at the other
-//! end; where both ends are is learned from the first time that it is seen to do so, and until then it is not foretold.
+//! Our own are counted exactly, so they are no noise.
+//!
+//! A counter that runs over the end of its range goes on at the other end. Where both ends are is learned from the first time that it
+//! is seen to do so; until then it is foretold for large steps alone, as if its range were the whole.
+//!
+//! ```text
+//! small steps    the lowest and the highest port that were seen
+//! large steps    one lap takes us from port a to port b, and m mappings:   span = m × step − (b − a)
+//!                b − a modulo the step is exact, and so is the span's; m is known to a few steps by λ
+//! ```
+//!
+//! A step of 256 goes around within 252 mappings or fewer, so this is no rare case. Ports are in *classes*, modulo the step. Where the
+//! step divides the span, a counter keeps its class, and meets ports that it gave out a lap ago. Some NATs step aside by one then,
+//! and so change to the next class; others take the next of the same class, and kernels that look at whole flows give such a port once
+//! more ([`Aside`]). A counter that starts anew at its range's first port comes to that port's class with its first lap, and keeps it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::time::Instant;
@@ -37,6 +50,8 @@ pub struct Rate {
 pub const LARGEST_RATE: f64 = 6000.0;
 /// Looks kept: a call makes some twenty.
 const MAX_LOOKS: usize = 64;
+/// Ports of sweeps kept: a call's.
+const MAX_SWEPT: usize = 768;
 /// Older looks say nothing of today's traffic, and over longer a counter may have gone around unseen.
 const OLDEST: Duration = Duration::from_secs(20);
 /// Two looks closer than this are one burst; a rate over less is noise.
@@ -46,10 +61,31 @@ const SHORTEST: Duration = Duration::from_millis(15);
 const BURST: Duration = Duration::from_millis(2);
 /// Steps that a look may be away from an end of the range: at 600 others a second, those of 25 ms.
 const NEAR_STEPS: u32 = 16;
+/// Ranges that NATs and systems give ports out from: all but the privileged, RFC 6335's dynamic ones, Linux's, and those that some
+/// vendors write into their manuals.
+const USUAL_RANGES: [(u16, u16); 6] =
+    [(LOWEST_PORT, u16::MAX), (49_152, u16::MAX), (32_768, 60_999), (32_768, u16::MAX), (10_000, u16::MAX), (5000, u16::MAX)];
+/// Standard deviations that a lap may be off from what is expected.
+const SURE_LAP: f64 = 3.0;
+/// Looks further apart than this tell no lap: it may have been two.
+const LONGEST_LAP: Duration = Duration::from_millis(100);
+/// By so much a class is changed by stepping aside, between two looks.
+const MOST_ASIDE: i64 = 2;
 /// Ports that NATs give out lie here and above.
 const LOWEST_PORT: u16 = 1024;
 /// Between two mappings of one burst lie few of other users': at 6,000 a second, 12 in 2 ms.
 pub const BURST_SLACK: u64 = 12;
+
+/// What a counter does where the port whose turn it is is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Aside {
+    #[default]
+    Unknown,
+    /// Takes the next port, and goes on from there.
+    Steps,
+    /// Gives it once more.
+    Shares,
+}
 
 /// What was seen of one NAT's counter.
 #[derive(Clone, Debug, Default)]
@@ -58,14 +94,40 @@ pub struct Counter {
     looks: VecDeque<Look>,
     /// Lowest and highest port, once the counter was seen to start anew.
     range: Option<(u16, u16)>,
+    aside: Aside,
+    /// Ports that our sweeps were given, most likely.
+    swept: VecDeque<u16>,
 }
 
-/// A counter's place: the port that it gave out last, its step, and its range as far as that is known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
+/// A counter's place: the port that it gave out last, and how it goes on from there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Course {
     pub last: u16,
     pub step: i32,
     pub range: Option<(u16, u16)>,
+    pub aside: Aside,
+    /// Ports that we have at the NAT: a counter of large steps soon meets them again.
+    pub own: BTreeSet<u16>,
+}
+
+impl Course {
+    /// The ports that mappings of ours are given one after the other, the first of them `steps` after the last port, where the NAT
+    /// does with ports in use as `aside` says.
+    pub fn ports(&self, steps: i64, aside: Aside) -> impl Iterator<Item = u16> + '_ {
+        let mut next = after(self.last, self.step, steps, self.range);
+        let aside = if aside == Aside::Steps { self.step.signum() } else { 0 };
+        std::iter::from_fn(move || {
+            // Where more are in use side by side, it goes on by one.
+            for _ in 0..MOST_ASIDE {
+                if aside != 0 && self.own.contains(&next) {
+                    next = after(next, aside, 1, self.range);
+                }
+            }
+            let given = next;
+            next = after(given, self.step, 1, self.range);
+            Some(given)
+        })
+    }
 }
 
 /// Where the counter is expected to be: so many steps of others beyond the last port, ± one standard deviation.
@@ -105,6 +167,21 @@ impl Counter {
         self.range
     }
 
+    pub fn aside(&self) -> Aside {
+        self.aside
+    }
+
+    /// Ports that we have at the NAT, as far as is known.
+    pub fn own_ports(&self) -> impl Iterator<Item = u16> + '_ {
+        self.looks.iter().map(|look| look.port).chain(self.swept.iter().copied())
+    }
+
+    /// We made mappings that nobody shows us, most likely on these ports.
+    pub fn note_swept(&mut self, ports: impl Iterator<Item = u16>) {
+        self.swept.extend(ports);
+        self.swept.drain(..self.swept.len().saturating_sub(MAX_SWEPT));
+    }
+
     /// A look; they may come in any order, and those known already do no harm.
     pub fn handle_look(&mut self, look: Look) {
         if self.step == 0 || self.looks.iter().any(|known| known.own == look.own) {
@@ -123,12 +200,12 @@ impl Counter {
     fn learn_range(&mut self) {
         let ports = || self.looks.iter().map(|look| look.port);
         let (Some(low), Some(high)) = (ports().min(), ports().max()) else { return };
-        let turned = self.looks.iter().zip(self.looks.iter().skip(1)).any(|(a, b)| {
-            // It went against its direction, by more than looks that were sent together may be out of order.
-            let way = (i32::from(b.port) - i32::from(a.port)) * self.step.signum();
-            way < -self.step.abs() * BURST_SLACK as i32
-        });
-        if turned {
+        if i64::from(self.step.unsigned_abs()) >= LARGE_STEP {
+            self.learn_aside();
+            self.range = self.lap(low, high).or(self.range.filter(|(a, b)| (*a..=*b).contains(&low) && high <= *b));
+            return;
+        }
+        if self.gaps().any(|(a, b)| self.turns(a, b)) {
             let (a, b) = self.range.unwrap_or((low, high));
             let (low, high) = (a.min(low), b.max(high));
             // Looks seldom hit the very ends; where both are near those of the whole range, that is what it is.
@@ -136,6 +213,88 @@ impl Counter {
             let whole = u32::from(low.saturating_sub(LOWEST_PORT)) < near && u32::from(u16::MAX - high) < near;
             self.range = Some(if whole { (LOWEST_PORT, u16::MAX) } else { (low, high) });
         }
+    }
+
+    fn gaps(&self) -> impl Iterator<Item = (Look, Look)> + '_ {
+        self.looks.iter().copied().zip(self.looks.iter().copied().skip(1))
+    }
+
+    /// How far it went, along its direction.
+    fn way(&self, a: Look, b: Look) -> i64 {
+        (i64::from(b.port) - i64::from(a.port)) * i64::from(self.step.signum())
+    }
+
+    /// Whether it went against its direction, by more than looks that were sent together may be out of order.
+    fn turns(&self, a: Look, b: Look) -> bool {
+        self.way(a, b) < -i64::from(self.step.unsigned_abs()) * BURST_SLACK as i64
+    }
+
+    fn learn_aside(&mut self) {
+        let stride = i64::from(self.step.unsigned_abs());
+        let aside = |(a, b)| {
+            let way = self.way(a, b);
+            way > 0 && (1..=MOST_ASIDE).contains(&(way % stride))
+        };
+        let again = |(nth, look): (usize, &Look)| self.looks.iter().take(nth).any(|old| old.port == look.port);
+        if self.gaps().any(aside) {
+            self.aside = Aside::Steps;
+        } else if self.looks.iter().enumerate().any(again) {
+            self.aside = Aside::Shares;
+        }
+    }
+
+    /// Both ends of the range of a counter of large steps, from the laps that were seen to end.
+    fn lap(&self, low: u16, high: u16) -> Option<(u16, u16)> {
+        let stride = i64::from(self.step.unsigned_abs());
+        let laps = || self.gaps().filter(|(a, b)| self.turns(*a, *b) && b.at.since(a.at) <= LONGEST_LAP);
+        let (a, b) = laps().last()?;
+        // What a port gains on its class: by stepping aside it is a little, and no property of the range.
+        let shift = Some(self.way(a, b).rem_euclid(stride)).filter(|shift| *shift > MOST_ASIDE).unwrap_or(0);
+        let rate = self.straight_rate();
+        // Each lap's length, weighed by how well it is known.
+        let (mut sum, mut weights) = (0.0, 0.0);
+        for (a, b) in laps() {
+            let others = rate.map_or(0.0, |rate| rate.per_s) * b.at.since(a.at).as_secs_f64();
+            let weight = 1.0 / (1.0 + others);
+            let mappings = b.own.saturating_sub(a.own) as f64 + others;
+            sum += weight * (mappings * stride as f64 - self.way(a, b) as f64);
+            weights += weight;
+        }
+        let (seen, expected) = (i64::from(high - low) + 1, sum / weights);
+        let doubt = stride as f64 * (SURE_LAP / weights.sqrt() + 1.0);
+        let near = i64::from(NEAR_STEPS) * stride;
+        let usual = USUAL_RANGES.into_iter().filter(|(from, to)| {
+            let span = i64::from(*to - *from) + 1;
+            (span + shift) % stride == 0
+                && *from <= low
+                && high <= *to
+                && i64::from(low - from) < near
+                && i64::from(to - high) < near
+                && (span as f64 - expected).abs() <= doubt
+        });
+        let off = |(from, to): &(u16, u16)| (f64::from(*to - *from) + 1.0 - expected).abs();
+        if let Some(range) = usual.min_by(|one, other| off(one).total_cmp(&off(other))) {
+            return Some(range);
+        }
+        let least = (seen + shift + stride - 1) / stride;
+        let steps = ((expected + shift as f64) / stride as f64).round() as i64;
+        let span = (steps.max(least) * stride - shift).min(i64::from(u16::MAX));
+        let from = (i64::from(low) - (span - seen) / 2).clamp(1, i64::from(u16::MAX) + 1 - span);
+        Some((u16::try_from(from).ok()?, u16::try_from(from + span - 1).ok()?))
+    }
+
+    /// The rate of others by looks between which the counter went straight on.
+    fn straight_rate(&self) -> Option<Rate> {
+        let stride = f64::from(self.step.unsigned_abs());
+        let straight = self.gaps().filter(|(a, b)| {
+            let elapsed = b.at.since(a.at);
+            !self.turns(*a, *b) && (SHORTEST..=LONGEST_LAP).contains(&elapsed)
+        });
+        let (others, time) = straight.fold((0.0, 0.0), |(others, time), (a, b)| {
+            let count = self.way(a, b) as f64 / stride - b.own.saturating_sub(a.own) as f64;
+            (others + count.max(0.0), time + b.at.since(a.at).as_secs_f64())
+        });
+        (time > 0.0).then(|| Rate { per_s: others / time, error: f64::max(others, 1.0).sqrt() / time })
     }
 
     /// How many mappings of others came between two looks.
@@ -148,13 +307,13 @@ impl Counter {
         }
         // Around the end of the range once.
         let (low, high) = self.range?;
-        let span = f64::from(i32::from(high) - i32::from(low)) / f64::from(self.step.abs()) + 1.0;
+        let span = (f64::from(high - low) + 1.0) / f64::from(self.step.abs());
         Some(others + span).filter(|others| *others >= 0.0)
     }
 
-    /// Whether one port is a whole number of steps from the other.
-    pub fn is_on_step(&self, a: u16, b: u16) -> bool {
-        is_on_step(a, b, self.step)
+    /// Whether the counter comes from one port to the other within a lap.
+    pub fn is_on_way(&self, a: u16, b: u16) -> bool {
+        is_on_way(a, b, self.step, self.range)
     }
 
     /// How fast others take ports. `None`: it was looked at once only, or what was seen is no traffic.
@@ -172,6 +331,10 @@ impl Counter {
                 continue;
             }
             let elapsed = look.at.since(from.at);
+            if self.may_lap(elapsed) {
+                from = *look;
+                continue;
+            }
             if let Some(count) = self.others(from, *look)
                 && count <= BURST_SLACK as f64 + LARGEST_RATE * elapsed.as_secs_f64()
             {
@@ -189,6 +352,11 @@ impl Counter {
         Some(Rate { per_s, error: others.max(1.0).sqrt() / seconds })
     }
 
+    /// Whether a counter that goes around soon may have done so more than once.
+    fn may_lap(&self, elapsed: Duration) -> bool {
+        i64::from(self.step.unsigned_abs()) >= LARGE_STEP && elapsed > LONGEST_LAP
+    }
+
     /// How many mappings after `from` the counter gives out `to`; negative where it lies behind.
     pub fn steps_between(&self, from: u16, to: u16) -> i64 {
         steps_between(from, to, self.step, self.range)
@@ -200,16 +368,38 @@ impl Counter {
     }
 }
 
+/// The range that a counter at `port` goes around in; `true`: it was seen.
+fn around(port: u16, range: Option<(u16, u16)>) -> (u16, i64) {
+    match range.filter(|(low, high)| (*low..=*high).contains(&port)) {
+        Some((low, high)) => (low, i64::from(high - low) + 1),
+        None => {
+            let low = LOWEST_PORT.min(port);
+            (low, i64::from(u16::MAX - low) + 1)
+        }
+    }
+}
+
 /// The port `steps` mappings after `port`, for a counter of that step and range (all that NATs use where it is not known).
 pub fn after(port: u16, step: i32, steps: i64, range: Option<(u16, u16)>) -> u16 {
-    let stride = i64::from(step.unsigned_abs().max(1));
-    // A counter that passes its end starts anew at the other end's first port, so in the same class of its step.
-    let (low, around) = match range.filter(|(low, high)| (*low..=*high).contains(&port)) {
-        Some((low, high)) => (low, (i64::from(high - low) / stride + 1) * stride),
-        None => (LOWEST_PORT.min(port), i64::from(u16::MAX - LOWEST_PORT.min(port)) + 1),
-    };
-    let at = (i64::from(port - low) + steps * i64::from(step)).rem_euclid(around);
+    let (low, span) = around(port, range);
+    let at = (i64::from(port - low) + steps * i64::from(step)).rem_euclid(span);
     u16::try_from(i64::from(low) + at).unwrap_or(u16::MAX)
+}
+
+/// How many mappings after `from`, but no fewer than `least`, a counter of that step and range gives out `to`. `None`: it does not, or
+/// not within `most`.
+pub fn way(from: u16, to: u16, step: i32, range: Option<(u16, u16)>, least: i64, most: i64) -> Option<i64> {
+    let stride = i64::from(step.unsigned_abs().max(1));
+    let straight = (i64::from(to) - i64::from(from)) * i64::from(step.signum());
+    let goes_around = range.is_some_and(|(low, high)| (low..=high).contains(&from) && (low..=high).contains(&to));
+    if !goes_around && stride < LARGE_STEP {
+        return Some(straight / stride).filter(|way| straight % stride == 0 && (least..=most).contains(way));
+    }
+    let (_, span) = around(from, range);
+    // Straight on, or after so many laps: one after the other until it is there.
+    let first = (least * stride - straight).max(0).div_euclid(span);
+    let laps = (first..).map(|lap| straight + lap * span).take_while(|way| *way <= most * stride);
+    laps.filter(|way| *way % stride == 0).map(|way| way / stride).find(|way| *way >= least)
 }
 
 /// How many mappings after `from` a counter of that step and range gives out `to`; negative where it lies behind.
@@ -217,16 +407,20 @@ pub fn steps_between(from: u16, to: u16, step: i32, range: Option<(u16, u16)>) -
     if step == 0 {
         return 0;
     }
-    let way = (i64::from(to) - i64::from(from)) / i64::from(step);
-    if way < 0 { period(step, range).map_or(way, |period| way + period) } else { way }
+    let straight = (i64::from(to) - i64::from(from)) / i64::from(step);
+    if straight >= 0 {
+        return straight;
+    }
+    period(step, range).and_then(|period| way(from, to, step, range, 0, period * 2)).unwrap_or(straight)
 }
 
-/// Whether one port is a whole number of steps from the other.
-pub fn is_on_step(a: u16, b: u16, step: i32) -> bool {
-    u32::from(a.abs_diff(b)).is_multiple_of(step.unsigned_abs().max(1))
+/// Whether a counter of that step and range comes from one port to the other within a lap.
+pub fn is_on_way(from: u16, to: u16, step: i32, range: Option<(u16, u16)>) -> bool {
+    let whole = i64::from(u16::MAX);
+    way(from, to, step, range, 0, period(step, range).unwrap_or(whole)).is_some()
 }
 
-/// After how many mappings a counter gives out the same port again, where that is known.
+/// After how many mappings a counter has gone around, where that is known.
 pub fn period(step: i32, range: Option<(u16, u16)>) -> Option<i64> {
     let stride = i64::from(step.unsigned_abs().max(1));
     match range {
@@ -238,7 +432,7 @@ pub fn period(step: i32, range: Option<(u16, u16)>) -> Option<i64> {
 }
 
 /// With this step the whole range is gone through in 4,032 mappings.
-const LARGE_STEP: i64 = 16;
+pub const LARGE_STEP: i64 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -297,8 +491,8 @@ mod tests {
 
     #[test]
     fn a_range_of_large_steps_goes_around_to_its_first_port() {
-        assert_eq!(after(59_952, 256, 1, Some((30_000, 59_952))), 30_000);
-        assert_eq!(after(30_000, -256, 1, Some((30_000, 59_952))), 59_952);
+        assert_eq!(after(59_952, 256, 1, Some((30_000, 60_207))), 30_000);
+        assert_eq!(after(30_000, -256, 1, Some((30_000, 60_207))), 59_952);
     }
 
     proptest! {

@@ -198,6 +198,16 @@ fn every_pair_comes_through_as_often_as_the_issue_wants() {
 }
 
 #[test]
+fn counters_of_large_steps_meet_whatever_range_and_rule_they_go_around_by() {
+    let wanted = std::env::var("ROW").unwrap_or_default();
+    println!("\n{}", tally::HEAD);
+    for row in rows::laps().iter().filter(|row| format!("^{}$", row.name).contains(&wanted)) {
+        let outcomes = outcomes(row, number("SEEDS").unwrap_or(SEEDS));
+        println!("{}", Tally::of(row, &outcomes).line(row));
+    }
+}
+
+#[test]
 fn no_row_is_listed_twice_and_none_that_is_not_there() {
     let rows = rows::all();
     let count = |name: &str| rows.iter().filter(|row| row.name == name).count();

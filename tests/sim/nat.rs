@@ -33,8 +33,8 @@ use p2ptund::proto::Instant;
 
 use crate::datagram::Datagram;
 use crate::dice::Dice;
-pub use ports::Allocation;
 use ports::Ports;
+pub use ports::{Allocation, Aside, Turn};
 
 /// What a mapping, or a permission to come in, depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +58,9 @@ pub struct Profile {
     pub allocation: Allocation,
     /// The outside ports that are given out.
     pub range: (u16, u16),
+    /// What a counter does at the end of the range, and at a port in use.
+    pub turn: Turn,
+    pub aside: Aside,
     pub lifetime: Duration,
     pub unreplied: Duration,
     /// Whether traffic from outside keeps a mapping alive (RFC 4787 REQ-6: it may).
@@ -89,6 +92,8 @@ impl Profile {
             filtering,
             allocation,
             range: (1024, 65535),
+            turn: Turn::Around,
+            aside: Aside::One,
             lifetime: STREAM_LIFETIME,
             unreplied: UNREPLIED_LIFETIME,
             inbound_refresh: true,
@@ -381,7 +386,7 @@ impl Nat {
                 if self.ports[which].1.counts() {
                     return Err(Loss::PortTaken);
                 }
-            } else if !self.held(now, outside) {
+            } else if !self.held(now, outside) || self.shares(now, outside, remote) {
                 return Ok(outside);
             } else {
                 self.ports[which].1.step_aside(outside.port());
@@ -415,6 +420,14 @@ impl Nat {
 
     fn held(&self, now: Instant, outside: SocketAddrV4) -> bool {
         self.forward_at(outside).is_some() || self.live_on(now, outside).next().is_some()
+    }
+
+    /// Whether a port in use may be given once more, towards `remote`.
+    fn shares(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> bool {
+        self.profile.aside == Aside::Shares
+            && self.profile.mapping == Scope::AddressAndPort
+            && self.forward_at(outside).is_none()
+            && self.live_on(now, outside).all(|(_, mapping)| !mapping.permits.hold(remote, now))
     }
 
     fn is_stray(&self, now: Instant, outside: SocketAddrV4, remote: SocketAddrV4) -> bool {

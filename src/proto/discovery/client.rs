@@ -26,7 +26,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use super::Reply;
 use super::survey::{Outcome, Protocol, Survey, Target};
 use crate::proto::config::{DISCOVERY_PORTS, Discovery, Host};
-use crate::proto::counter::{Ahead, Counter, Look, Place, Rate};
+use crate::proto::counter::{Ahead, Counter, Course, Look, Rate};
 use crate::proto::message_control::Hold;
 use crate::proto::nat::{self, Allocation, Filtering, Made, Mapping, Nat, Observation};
 use crate::proto::{Action, Instant, SocketId, Transmit};
@@ -275,7 +275,7 @@ impl Client {
             let own = count(after.made) - count(before.made);
             let steps = self.counter.steps_between(before.public.port(), after.public.port());
             let others = steps - own;
-            if !self.counter.is_on_step(before.public.port(), after.public.port()) {
+            if !self.counter.is_on_way(before.public.port(), after.public.port()) {
                 // It stepped aside for a port that is taken, before the shot or after it.
                 continue;
             }
@@ -319,6 +319,11 @@ impl Client {
         self.made.by_port += made.by_port;
     }
 
+    /// A sweep's mappings most likely have these ports.
+    pub fn note_swept(&mut self, ports: &[u16]) {
+        self.counter.note_swept(ports.iter().copied());
+    }
+
     fn counted(&self, made: Made) -> u64 {
         made.counted(self.nat.mapping, self.nat.allocation)
     }
@@ -336,10 +341,11 @@ impl Client {
     }
 
     /// Where the counter is by now: its place when it was seen last, and how far others have moved it since.
-    pub fn expect(&self, now: Instant) -> Option<(Place, Ahead)> {
+    pub fn expect(&self, now: Instant) -> Option<(Course, Ahead)> {
         let (last, at) = self.position()?;
         let ahead = Ahead::after(now.since(at), self.counter.rate().unwrap_or(UNKNOWN_RATE));
-        Some((Place { last, step: self.counter.step(), range: self.counter.range() }, ahead))
+        let (step, range, aside) = (self.counter.step(), self.counter.range(), self.counter.aside());
+        Some((Course { last, step, range, aside, own: self.counter.own_ports().collect() }, ahead))
     }
 
     /// Whether the counter was looked at a moment ago, so that a call needs no survey.

@@ -278,8 +278,9 @@ impl Peer {
         let budget = &punching.punch.budget;
         let most = budget.sockets_left().min(budget.sweep_left(local.discovery.is_busy()));
         if let Some(holds) = punching.punch.wants_aim(now) {
-            let aim = local.discovery.expect(now).and_then(|(place, ahead)| sweep::aim(holds, place, ahead, most));
-            punching.punch.aim_sweep(aim);
+            let aim = local.discovery.expect(now).and_then(|(course, ahead)| sweep::aim(holds, &course, ahead, most));
+            local.discovery.note_swept(aim.as_ref().map_or(&[], |aim| &aim.ports));
+            punching.punch.aim_sweep(aim.map(|aim| (aim.hold, aim.shots)));
         }
         // What began with a round for all may come to one that few may do at a time.
         if punching.punch.is_hard() && !local.take_hard_turn(self.id) {

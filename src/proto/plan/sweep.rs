@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Moving, Outlook, Pair, Plan, Port, Side, Sockets, Strategy, Target, Timing, placed};
-use crate::proto::counter::{self, Ahead, Place};
+use crate::proto::counter::{self, Ahead, Aside, Course};
 use crate::proto::message_control::{Hold, Report};
 
 /// Where the held ports stand, in standard deviations from the expected place.
@@ -26,25 +26,30 @@ const PLACES: [f64; 5] = [-0.7, 0.6, 1.9, 3.2, 5.0];
 const LEAST_ERROR: f64 = 4.0;
 /// Where λ is not known, for 10 to 3,000 a second after a quarter of a second.
 const UNKNOWN_PLACES: [i64; 5] = [9, 45, 130, 320, 850];
-/// A counter that goes around after so many mappings can be waited for.
-const SOON_AROUND: i64 = 512;
 /// A port is ahead if it is by so many standard deviations: once in 160 it is not.
 const SURE: f64 = 2.5;
 
 /// Where the called member holds mappings to, for a caller whose counter moves.
 pub fn places(them: &Moving, report: &Report, ahead: Duration) -> Vec<SocketAddr> {
-    let at =
-        |steps: i64| SocketAddr::new(them.last.ip(), counter::after(them.last.port(), them.step, steps, them.range));
-    let Some(rate) = report.cross_traffic else { return UNKNOWN_PLACES.map(at).to_vec() };
-    let Ahead { steps, error } = Ahead::after(report.age + ahead, rate.into());
-    let mut places: Vec<SocketAddr> = Vec::new();
-    for deviations in PLACES {
-        let place = at(1 + (steps + deviations * error.max(LEAST_ERROR)).round().max(1.0) as i64);
-        if !places.contains(&place) {
-            places.push(place);
+    let port = |steps: i64| counter::after(them.last.port(), them.step, steps, them.range);
+    let steps: Vec<i64> = match report.cross_traffic {
+        None => UNKNOWN_PLACES.to_vec(),
+        Some(rate) => {
+            let Ahead { steps, error } = Ahead::after(report.age + ahead, rate.into());
+            let place = |deviations: f64| 1 + (steps + deviations * error.max(LEAST_ERROR)).round().max(1.0) as i64;
+            PLACES.map(place).to_vec()
+        }
+    };
+    let mut ports: Vec<u16> = Vec::new();
+    // A counter of large steps goes around soon, meets ports in use, and may step aside by one.
+    let classes = if i64::from(them.step.unsigned_abs()) >= counter::LARGE_STEP { 2 } else { 1 };
+    for (steps, class) in (0..classes).flat_map(|class| steps.iter().map(move |steps| (*steps, class))) {
+        let port = counter::after(port(steps), them.step.signum(), class, them.range);
+        if !ports.contains(&port) {
+            ports.push(port);
         }
     }
-    places
+    ports.into_iter().map(|port| SocketAddr::new(them.last.ip(), port)).collect()
 }
 
 pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
@@ -70,24 +75,53 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     Plan { rounds: vec![round], outlook: Outlook::Good }
 }
 
-/// Which of the peer's holds to sweep over, and from how many sockets, by the newest look at our own counter and how far others
-/// have moved it since. `None`: it has passed them all, or the way is longer than the budget.
-pub fn aim(holds: &[Hold], place: Place, ahead: Ahead, most: u32) -> Option<(Hold, u32)> {
-    let Place { last, step, range } = place;
-    let error = ahead.error.max(LEAST_ERROR / 2.0);
-    let on_step = holds.iter().filter(|hold| counter::is_on_step(last, hold.to, step));
-    let reachable = on_step.filter_map(|hold| {
-        let mut way = counter::steps_between(last, hold.to, step, range) as f64;
-        let passed = ahead.steps + SURE * error;
-        // A counter that comes around soon enough comes by again.
-        if let Some(period) = counter::period(step, range).filter(|period| *period > 0 && *period <= SOON_AROUND) {
-            let around = ((passed - way) / period as f64).floor() + 1.0;
-            way += around.max(0.0) * period as f64;
-        }
-        // The first shot takes the next port.
-        let shots = (way - ahead.steps + SURE * error).ceil() + 2.0;
-        (way > passed).then_some((*hold, shots as u32))
-    });
-    let (hold, shots) = reachable.min_by_key(|(_, shots)| *shots)?;
-    (shots <= most.saturating_add(most / 4)).then_some((hold, shots.min(most)))
+/// Which of the peer's holds to sweep over, and from how many sockets.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Aim {
+    pub hold: Hold,
+    pub shots: u32,
+    /// The ports that the sweep is given, most likely.
+    pub ports: Vec<u16>,
 }
+
+/// By the newest look at our own counter, how it goes on, and how far others have moved it since. `None`: it has passed them all, or the
+/// way is longer than the budget.
+pub fn aim(holds: &[Hold], course: &Course, ahead: Ahead, most: u32) -> Option<Aim> {
+    let error = ahead.error.max(LEAST_ERROR / 2.0);
+    let from = |deviations: f64| 1 + (ahead.steps + deviations * error).floor().max(0.0) as i64;
+    // What a NAT does with a port in use is only of interest where there are some of ours.
+    let rules: &[Aside] = match course.aside {
+        Aside::Unknown => &[Aside::Shares, Aside::Steps],
+        Aside::Shares => &[Aside::Shares],
+        Aside::Steps => &[Aside::Steps],
+    };
+    // Each hold's chance, and the shots that it takes.
+    let mut reached: Vec<(f64, u32)> = vec![(0.0, 0); holds.len()];
+    for (rule, (deviations, chance)) in rules.iter().flat_map(|rule| STARTS.map(|start| (*rule, start))) {
+        let longest = (most + most / 4) as usize;
+        let mut met = vec![false; holds.len()];
+        for (nth, port) in (1..).zip(course.ports(from(deviations), rule).take(longest)) {
+            for (at, hold) in holds.iter().enumerate() {
+                if hold.to == port && !std::mem::replace(&mut met[at], true) {
+                    reached[at].0 += chance / rules.len() as f64;
+                    reached[at].1 = reached[at].1.max(nth + 1);
+                }
+            }
+        }
+    }
+    let best = reached.iter().map(|(chance, _)| *chance).fold(0.0, f64::max);
+    let good = holds.iter().zip(&reached).filter(|(_, (chance, _))| best >= LEAST_CHANCE && *chance >= best - MUCH);
+    let (hold, (_, shots)) = good.min_by_key(|(_, (_, shots))| *shots)?;
+    let shots = (*shots).min(most);
+    let rule = rules.last().copied().unwrap_or_default();
+    let ports = course.ports(from(-1.0), rule).take(shots as usize).collect();
+    Some(Aim { hold: *hold, shots, ports })
+}
+
+/// From where a sweep may start, in standard deviations from the expected place, and how likely it is that it does: a normal
+/// distribution cut into five.
+const STARTS: [(f64, f64); 5] = [(-SURE, 0.05), (-1.0, 0.24), (0.0, 0.42), (1.0, 0.24), (SURE, 0.05)];
+/// So much of a chance is worth more shots.
+const MUCH: f64 = 0.02;
+/// With less, another look is worth more.
+const LEAST_CHANCE: f64 = 0.4;

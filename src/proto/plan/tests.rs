@@ -229,7 +229,9 @@ proptest! {
         let last = counter::after(30_000, step, looked, None);
         let rate = super::super::counter::Rate { per_s: f64::from(rate), error: f64::from(rate) / 20.0 };
         let ahead = counter::Ahead::after(Duration::from_millis(age), rate);
-        let Some((hold, shots)) = sweep::aim(&holds, counter::Place { last, step, range: None }, ahead, 256) else {
+        let (aside, own) = (counter::Aside::Unknown, std::collections::BTreeSet::new());
+        let course = counter::Course { last, step, range: None, aside, own };
+        let Some(sweep::Aim { hold, shots, .. }) = sweep::aim(&holds, &course, ahead, 256) else {
             return Err(TestCaseError::fail("none is ahead"));
         };
         let others = (ahead.steps + deviation * ahead.error).max(0.0) as i64;

@@ -6,6 +6,8 @@
 //! | `filter` | `eif`, `adf`, `apdf` | `apdf` |
 //! | `alloc` | `preserve`, `second[:STEP]`, `seq[:STEP]`, `random`, `block[:SIZE]` (512) | `preserve` |
 //! | `range` | `LOW-HIGH`, the ports given out | `1024-65535` |
+//! | `turn` | at the end of the range: `around`, by the remainder; `anew`, from its first port | `around` |
+//! | `aside` | past a port in use: by `one`, by a whole `step`, or not at all: `shares` it | `one` |
 //! | `life`, `unreplied` | seconds; a `life` below `unreplied` holds for both | 120, 30 |
 //! | `refresh` | `both`, or `out`: traffic from outside keeps nothing alive | `both` |
 //! | `hairpin`, `poison` | `yes`, `no` | `no` |
@@ -18,7 +20,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::nat::{Allocation, Pooling, Profile, Scope};
+use crate::nat::{Allocation, Aside, Pooling, Profile, Scope, Turn};
 
 pub struct Kind {
     pub profile: Profile,
@@ -40,6 +42,18 @@ pub fn parse(text: &str, spare: &[Ipv4Addr]) -> Result<Kind, String> {
             "filter" => profile.filtering = scope(value, ["eif", "adf", "apdf"]).ok_or_else(fault)?,
             "alloc" => profile.allocation = allocation(value).ok_or_else(fault)?,
             "range" => profile.range = range(value).ok_or_else(fault)?,
+            "turn" => {
+                let anew = choice(value, "around", "anew").ok_or_else(fault)?;
+                profile.turn = if anew { Turn::Anew } else { Turn::Around };
+            }
+            "aside" => {
+                profile.aside = match value {
+                    "one" => Aside::One,
+                    "step" => Aside::Step,
+                    "shares" => Aside::Shares,
+                    _ => return Err(fault()),
+                }
+            }
             "life" => profile.lifetime = seconds(value).ok_or_else(fault)?,
             "unreplied" => profile.unreplied = seconds(value).ok_or_else(fault)?,
             "refresh" => profile.inbound_refresh = choice(value, "both", "out").ok_or_else(fault)?,

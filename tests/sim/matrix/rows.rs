@@ -9,7 +9,7 @@ use p2ptund::proto::config::Punch;
 use p2ptund::proto::snapshot::Method;
 
 use crate::dice::Dice;
-use crate::nat::{Allocation, Profile, Scope};
+use crate::nat::{Allocation, Aside, Profile, Scope, Turn};
 use crate::terms::Layout;
 
 /// One NAT.
@@ -26,12 +26,23 @@ pub enum Layer {
     SecondPriority(i32),
     /// FIG. 4B; what it maps by.
     Sequential(Scope, i32),
+    /// The same, that goes around another way than ours do.
+    Lapping(Laps),
     Random(Scope),
     /// Random within a block of 512 ports.
     Block,
 }
 
 const BLOCK: u16 = 512;
+
+/// How a counter of large steps goes around.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Laps {
+    step: i32,
+    range: (u16, u16),
+    turn: Turn,
+    aside: Aside,
+}
 
 impl Layer {
     fn name(self) -> String {
@@ -46,6 +57,9 @@ impl Layer {
             Layer::SecondPriority(step) => format!("4A {step:+}"),
             Layer::Sequential(Scope::Address, step) => format!("4B {step:+} by address"),
             Layer::Sequential(_, step) => format!("4B {step:+}"),
+            Layer::Lapping(Laps { step, range: (low, high), turn, aside }) => {
+                format!("4B {step:+} in {low}–{high}, {turn:?}, {aside:?}").to_lowercase()
+            }
             Layer::Random(Scope::Address) => "random by address".to_owned(),
             Layer::Random(_) => "random".to_owned(),
             Layer::Block => format!("random in {BLOCK}"),
@@ -67,6 +81,12 @@ impl Layer {
             Layer::PoisonableCone => Profile { poisonable: true, ..symmetric(Endpoint, Allocation::Preserving) },
             Layer::SecondPriority(step) => symmetric(AddressAndPort, Allocation::SecondPriority { step }),
             Layer::Sequential(mapping, step) => symmetric(mapping, Allocation::Sequential { step }),
+            Layer::Lapping(Laps { step, range, turn, aside }) => Profile {
+                range,
+                turn,
+                aside,
+                ..symmetric(AddressAndPort, Allocation::Sequential { step })
+            },
             Layer::Random(mapping) => symmetric(mapping, Allocation::Random),
             Layer::Block => symmetric(AddressAndPort, Allocation::Block { size: BLOCK }),
         };
@@ -270,6 +290,24 @@ fn sequential(rows: &mut Vec<Row>) {
         let goal = goal(percent, secs(within), Punch::default().probes, [Some(entries); 2]);
         rows.extend(pairs.iter().map(|(one, other)| Row::new(one, other, goal).others(others)));
     }
+}
+
+/// Counters of large steps against each other, in other ranges than ours and by other rules: no NAT's rule is known beforehand.
+pub fn laps() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let ranges = [(1024, 65535), (32768, 60999), (49152, 65535), (10_000, 59_999)];
+    for (others, percent, within, entries) in [(300, 99.5, 2, 256), (1000, 99.0, 3, 768), (3000, 95.0, 5, 768)] {
+        let goal = goal(percent, secs(within), Punch::default().probes, [Some(entries); 2]);
+        for step in [256, -100, 1000] {
+            for (range, turn) in ranges.into_iter().flat_map(|range| [(range, Turn::Around), (range, Turn::Anew)]) {
+                for aside in [Aside::One, Aside::Step, Aside::Shares] {
+                    let layer = [Layer::Lapping(Laps { step, range, turn, aside })];
+                    rows.push(Row::new(&layer, &layer, goal).others(others));
+                }
+            }
+        }
+    }
+    rows
 }
 
 fn random(rows: &mut Vec<Row>) {

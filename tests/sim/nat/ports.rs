@@ -24,12 +24,34 @@ pub enum Allocation {
     },
 }
 
+/// What a counter does at the end of its range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Goes on by the remainder: a step that does not divide the range comes to other ports each time around.
+    Around,
+    /// Starts anew at the range's first port; counting down, at its last.
+    Anew,
+}
+
+/// What a counter does where the port whose turn it is is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Aside {
+    /// Takes the one next to it, lest a step that divides the range go round in a circle.
+    One,
+    /// Takes the next of the sequence.
+    Step,
+    /// Gives it again, towards another remote, as a kernel does that looks at whole flows.
+    Shares,
+}
+
 /// The allocator's own state.
 pub struct Ports {
     low: u16,
     high: u16,
     /// `None`: draws; else counts on by so much.
     step: Option<i32>,
+    turn: Turn,
+    aside: Aside,
     next: u16,
     /// When another user of the NAT makes the next mapping.
     next_other: Option<Instant>,
@@ -51,7 +73,8 @@ impl Ports {
             Allocation::SecondPriority { step } | Allocation::Sequential { step } => Some(step),
             Allocation::Preserving | Allocation::Random | Allocation::Block { .. } => None,
         };
-        Self { low, high, step, next: dice.port(low, high), next_other: None }
+        let (turn, aside) = (profile.turn, profile.aside);
+        Self { low, high, step, turn, aside, next: dice.port(low, high), next_other: None }
     }
 
     pub fn counts(&self) -> bool {
@@ -74,16 +97,21 @@ impl Ports {
         }
     }
 
-    /// The port given last is in use: a counter goes on next to it, lest a step that divides the range go round in a circle.
+    /// The port given last is in use.
     pub fn step_aside(&mut self, held: u16) {
-        if let Some(step) = self.step {
+        if let (Some(step), Aside::One) = (self.step, self.aside) {
             self.next = self.moved(held, step.signum());
         }
     }
 
     fn moved(&self, port: u16, by: i32) -> u16 {
         let span = i64::from(self.high - self.low) + 1;
-        let at = (i64::from(port - self.low) + i64::from(by)).rem_euclid(span);
+        let at = i64::from(port - self.low) + i64::from(by);
+        let at = match self.turn {
+            Turn::Anew if at >= span => 0,
+            Turn::Anew if at < 0 => span - 1,
+            Turn::Around | Turn::Anew => at.rem_euclid(span),
+        };
         self.low + u16::try_from(at).expect("lies within the range")
     }
 
