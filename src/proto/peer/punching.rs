@@ -280,8 +280,17 @@ impl Peer {
         if let Some(holds) = punching.punch.wants_aim(now) {
             let aim = local.discovery.expect(now).and_then(|(course, ahead)| sweep::aim(holds, &course, ahead, most));
             local.discovery.note_swept(aim.as_ref().map_or(&[], |aim| &aim.ports));
+            let sweeps = aim.is_some();
             punching.punch.aim_sweep(aim.map(|aim| (aim.hold, aim.shots)));
+            if sweeps {
+                // If it misses, the next try knows where the counter is, and begins at once.
+                let watches = self.watch(now, local);
+                if let Call::Punching(punching) = &mut self.call {
+                    punching.watches.extend(watches);
+                }
+            }
         }
+        let Call::Punching(punching) = &mut self.call else { return };
         // What began with a round for all may come to one that few may do at a time.
         if punching.punch.is_hard() && !local.take_hard_turn(self.id) {
             return self.miss_turn(now, local);
