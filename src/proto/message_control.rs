@@ -49,8 +49,8 @@ use super::nat::{Allocation, Filtering, Mapping};
 /// Most candidates that a report may carry: a host has few addresses, and each costs the other side probes.
 pub const MAX_CANDIDATES: usize = 16;
 
-/// Most mappings that a member makes before it knows which of them will meet: five places, each in two classes of a large step.
-pub const MAX_HOLDS: usize = 10;
+/// Most mappings that a member makes before it knows which of them will meet: four places, each in three classes of a large step.
+pub const MAX_HOLDS: usize = 12;
 
 /// A call's identity, random, chosen by the caller.
 pub type CallId = u64;

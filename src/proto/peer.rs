@@ -118,6 +118,8 @@ pub struct Peer {
     /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
     budget: Option<Budget>,
+    /// Sockets of its last sweep, for the next one: a new mapping each, for that goes to another port.
+    spare: Vec<SocketId>,
     /// When what its calls have used up is made up for: a whole budget in the time that a call has.
     made_up: Instant,
     probes_sent: u64,
@@ -253,6 +255,7 @@ impl Peer {
             connect_time: None,
             call_began: None,
             budget: None,
+            spare: Vec::new(),
             made_up: now,
             probes_sent: 0,
             sockets_used: 0,
@@ -290,6 +293,7 @@ impl Peer {
     pub fn close(&mut self, local: &mut Local) {
         self.take_back(local);
         self.end_call(local, None);
+        self.close_spare(local);
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }

@@ -61,6 +61,8 @@ pub struct Setup {
     /// The socket that our report named, and the unused one.
     pub reported: SocketId,
     pub fresh: Option<SocketId>,
+    /// Sockets of the try before.
+    pub spare: Vec<SocketId>,
     pub candidates: Vec<Candidate>,
     /// What our own NAT makes entries for.
     pub mapping: Mapping,
@@ -261,11 +263,25 @@ impl Punch {
         self.stopped = true;
     }
 
+    /// How many sockets of the try before are open still.
+    pub fn spare(&self) -> u32 {
+        u32::try_from(self.setup.spare.len()).unwrap_or(0)
+    }
+
+    /// The sockets of a sweep that missed, for the next try. Where a NAT gives a socket one port for all of the peer's, they would bring
+    /// it nothing new.
+    pub fn take_row(&mut self) -> Vec<SocketId> {
+        if self.setup.mapping != Mapping::AddressAndPortDependent || self.strategy() != Some(Strategy::Sweep) {
+            return Vec::new();
+        }
+        self.row.drain(..).chain(self.setup.spare.drain(..)).collect()
+    }
+
     /// Closes every socket of the punch's but `keep`.
     pub fn close(&mut self, keep: Option<SocketId>) -> Vec<SocketId> {
         self.stopped = true;
         let own = [Some(self.setup.reported), self.setup.fresh];
-        let all = self.row.drain(..).chain(own.into_iter().flatten());
+        let all = self.row.drain(..).chain(self.setup.spare.drain(..)).chain(own.into_iter().flatten());
         all.filter(|socket| *socket >= SocketId::FIRST_EXTRA && Some(*socket) != keep).collect()
     }
 
@@ -474,6 +490,10 @@ impl Punch {
         // The row before has had its time; its sockets make room.
         steps.extend(self.row.drain(..).map(Step::Close));
         for _ in 0..count {
+            if let Some(socket) = self.setup.spare.pop() {
+                self.row.push(socket);
+                continue;
+            }
             if !self.budget.take_socket() {
                 break;
             }

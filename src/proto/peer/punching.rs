@@ -157,10 +157,17 @@ impl Peer {
     }
 
     /// The call is over, with all its tries: what comes is another one.
-    pub(super) fn end_budget(&mut self, now: Instant, local: &Local) {
+    pub(super) fn end_budget(&mut self, now: Instant, local: &mut Local) {
         self.call_began = None;
+        self.close_spare(local);
         if let Some(budget) = self.budget.take() {
             self.made_up = self.made_up.max(now) + local.punch.timeout.mul_f64(budget.share());
+        }
+    }
+
+    pub(super) fn close_spare(&mut self, local: &mut Local) {
+        for socket in std::mem::take(&mut self.spare) {
+            self.close_socket(local, socket);
         }
     }
 
@@ -240,6 +247,7 @@ impl Peer {
             plan,
             reported,
             fresh,
+            spare: std::mem::take(&mut self.spare),
             candidates: local.worthwhile(&parties.ours, &parties.theirs),
             mapping: parties.ours.mapping,
             low_ttl: self.low_ttl(local),
@@ -276,7 +284,8 @@ impl Peer {
         self.on_hold(now, local);
         let Call::Punching(punching) = &mut self.call else { return };
         let budget = &punching.punch.budget;
-        let most = budget.sockets_left().min(budget.sweep_left(local.discovery.is_busy()));
+        let sockets = budget.sockets_left() + punching.punch.spare();
+        let most = sockets.min(budget.sweep_left(local.discovery.is_busy()));
         if let Some(holds) = punching.punch.wants_aim(now) {
             let aim = local.discovery.expect(now).and_then(|(course, ahead)| sweep::aim(holds, &course, ahead, most));
             local.discovery.note_swept(aim.as_ref().map_or(&[], |aim| &aim.ports));
@@ -402,6 +411,9 @@ impl Peer {
         let spent = matches!(strategy, Some(Strategy::Scatter | Strategy::Grid | Strategy::Cells));
         if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good && !spent {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
+            if let Call::Punching(punching) = &mut self.call {
+                self.spare = punching.punch.take_row();
+            }
             self.end_call(local, None);
             self.call = Call::Resting { until: now + wait };
             return;

@@ -26,7 +26,10 @@ const PLACES: [f64; 5] = [-0.7, 0.6, 1.9, 3.2, 5.0];
 const LEAST_ERROR: f64 = 4.0;
 /// Where λ is not known, for 10 to 3,000 a second after a quarter of a second.
 const UNKNOWN_PLACES: [i64; 5] = [9, 45, 130, 320, 850];
-const EVENLY: [i64; 5] = [0, 1, 2, 3, 4];
+/// The same in each class of a large step, and in how many: the caller's own looks, and the sweep, may each move it on by one.
+const PLACES_IN_CLASS: [f64; 4] = [-0.7, 0.9, 2.5, 5.0];
+const CLASSES: i64 = 3;
+const QUARTERS: i64 = 4;
 /// A port is ahead if it is by so many standard deviations: once in 160 it is not.
 const SURE: f64 = 2.5;
 
@@ -36,18 +39,24 @@ pub fn places(them: &Moving, report: &Report, ahead: Duration) -> Vec<SocketAddr
     let is_large = i64::from(them.step.unsigned_abs()) >= counter::LARGE_STEP;
     let expected = report.cross_traffic.map(|rate| Ahead::after(report.age + ahead, rate.into()));
     let place = |steps: f64, error: f64, deviations: f64| 1 + (steps + deviations * error).round().max(1.0) as i64;
-    let steps = match (expected, counter::period(them.step, them.range)) {
+    let around = counter::period(them.step, them.range).filter(|_| is_large);
+    let steps: Vec<i64> = match (expected, around) {
         // All around the lap, where it may be anywhere in it.
-        (None, Some(period)) if is_large => EVENLY.map(|nth| 1 + nth * period / EVENLY.len() as i64),
-        (Some(Ahead { steps, error }), Some(period)) if is_large && error * PLACES[4] > period as f64 => {
-            EVENLY.map(|nth| place(steps, error, PLACES[0]) + nth * period / EVENLY.len() as i64)
+        (None, Some(period)) => (0..QUARTERS).map(|nth| 1 + nth * period / QUARTERS).collect(),
+        (Some(Ahead { steps, error }), Some(period)) if error * PLACES[4] > period as f64 => {
+            (0..QUARTERS).map(|nth| place(steps, error, PLACES[0]) + nth * period / QUARTERS).collect()
         }
-        (None, _) => UNKNOWN_PLACES,
-        (Some(Ahead { steps, error }), _) => PLACES.map(|deviations| place(steps, error.max(LEAST_ERROR), deviations)),
+        (Some(Ahead { steps, error }), Some(_)) => {
+            PLACES_IN_CLASS.map(|deviations| place(steps, error.max(LEAST_ERROR), deviations)).to_vec()
+        }
+        (None, None) => UNKNOWN_PLACES.to_vec(),
+        (Some(Ahead { steps, error }), None) => {
+            PLACES.map(|deviations| place(steps, error.max(LEAST_ERROR), deviations)).to_vec()
+        }
     };
     let mut ports: Vec<u16> = Vec::new();
     // A counter of large steps goes around soon, meets ports in use, and may step aside by one.
-    let classes = if is_large { 2 } else { 1 };
+    let classes = if is_large { CLASSES } else { 1 };
     for (steps, class) in (0..classes).flat_map(|class| steps.iter().map(move |steps| (*steps, class))) {
         let port = counter::after(port(steps), them.step.signum(), class, them.range);
         if !ports.contains(&port) {
@@ -115,12 +124,12 @@ pub fn aim(holds: &[Hold], course: &Course, ahead: Ahead, most: u32) -> Option<A
         }
     }
     // What takes more than half of what is left is worth it only where nothing else is.
-    let within = |most: u32| {
+    let within = |most: u32, least: f64| {
         let all = || holds.iter().zip(&reached).filter(move |(_, (_, shots))| *shots <= most);
-        let best = all().map(|(_, (chance, _))| *chance).fold(LEAST_CHANCE, f64::max);
+        let best = all().map(|(_, (chance, _))| *chance).fold(least, f64::max);
         all().filter(|(_, (chance, _))| *chance >= best - MUCH).min_by_key(|(_, (_, shots))| *shots)
     };
-    let (hold, (_, shots)) = within(most / 2).or_else(|| within(most + most / 4))?;
+    let (hold, (_, shots)) = within(most / 2, LEAST_CHANCE).or_else(|| within(most + most / 4, GOOD_CHANCE))?;
     let shots = (*shots).min(most);
     let rule = rules.last().copied().unwrap_or_default();
     let ports = course.ports(from(-1.0), rule).take(shots as usize).collect();
@@ -134,3 +143,4 @@ const STARTS: [(f64, f64); 5] = [(-SURE, 0.05), (-1.0, 0.24), (0.0, 0.42), (1.0,
 const MUCH: f64 = 0.02;
 /// With less, another look is worth more.
 const LEAST_CHANCE: f64 = 0.4;
+const GOOD_CHANCE: f64 = 0.8;
