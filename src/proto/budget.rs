@@ -145,8 +145,8 @@ impl Budget {
 /// What all sweeps of a call, and what is asked for them, may make.
 const SWEEPS: u32 = 256;
 const SWEEPS_IF_BUSY: u32 = 768;
-/// Entries that were made before the call was: a start's.
-const ENTRIES_ASIDE: u32 = 8;
+/// Entries that were made before the call was, a start's, and those of a watch while the sweep is on its way.
+const ENTRIES_ASIDE: u32 = 20;
 /// A try with less than this is over before it began.
 const FEWEST: u32 = 16;
 

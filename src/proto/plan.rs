@@ -139,6 +139,8 @@ pub enum Timing {
     Prompt,
     /// At the start, and again after an eighth, a third and two thirds of the round, against loss.
     Volleys,
+    /// At the start, and again after a third of the round: what is many, and met by the other's shots as well.
+    Twice,
     /// As `Volleys`, and whoever shoots, its first with a low TTL.
     LowFirst,
     /// At the start, so that they end at the next router: they open a firewall on our own machine and touch no NAT. Once more after a

@@ -330,9 +330,10 @@ impl Punch {
             (Timing::Opened | Timing::Prompt, nth) => full(nth - 1),
             (Timing::Volleys, nth) => full(nth),
             (Timing::LowFirst, nth @ 1..=3) => full(nth),
+            (Timing::Twice, nth @ 0..=1) => full(nth * 2),
             (Timing::Low, 1) => full(3),
             (Timing::Inside, nth @ 0..=1) => full(nth * 2).map(|(at, _)| (at, false)),
-            (Timing::LowFirst | Timing::Low | Timing::Inside | Timing::Paced, _) => None,
+            (Timing::LowFirst | Timing::Low | Timing::Inside | Timing::Twice | Timing::Paced, _) => None,
         }
     }
 

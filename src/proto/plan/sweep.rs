@@ -78,7 +78,7 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     let sweep = Side {
         sockets: Sockets::Reported,
         target: Target::Sweep { ip: called.last.ip(), holds },
-        timing: Timing::Volleys,
+        timing: Timing::Twice,
     };
     let back = Side {
         sockets: Sockets::Reported,
