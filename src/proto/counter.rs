@@ -231,10 +231,7 @@ impl Counter {
 
     fn learn_aside(&mut self) {
         let stride = i64::from(self.step.unsigned_abs());
-        let aside = |(a, b)| {
-            let way = self.way(a, b);
-            way > 0 && (1..=MOST_ASIDE).contains(&(way % stride))
-        };
+        let aside = |(a, b)| (1..=MOST_ASIDE).contains(&self.way(a, b).rem_euclid(stride));
         let again = |(nth, look): (usize, &Look)| self.looks.iter().take(nth).any(|old| old.port == look.port);
         if self.gaps().any(aside) {
             self.aside = Aside::Steps;

@@ -19,7 +19,7 @@ use crate::proto::{Instant, SocketId};
 const CROSSED: Duration = Duration::from_secs(2);
 
 /// A peer's calls are taken at most this often: each costs a survey and volleys, at addresses that the caller names.
-const CALL_INTERVAL: Duration = Duration::from_millis(150);
+pub(super) const CALL_INTERVAL: Duration = Duration::from_millis(150);
 /// A peer's calls may use up so many budgets at once, and one more in each time that a call has: our own tries are held by their
 /// back-off, and a caller need not keep to its own. Three are what a fair one uses up before its back-off is as long.
 const BUDGETS_AHEAD: u32 = 3;

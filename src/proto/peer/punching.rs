@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::called::COMPUTING;
+use super::called::{CALL_INTERVAL, COMPUTING};
 use super::calling::{BUSY_REST, FIRST_REST, TURN_REST, UPDATE, retry_after};
 use super::{Call, Peer, Punching, words};
 use crate::proto::action::Drop;
@@ -411,11 +411,16 @@ impl Peer {
         let spent = matches!(strategy, Some(Strategy::Scatter | Strategy::Grid | Strategy::Cells));
         if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good && !spent {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
+            // A call that comes too soon after another is not taken. The called member answered a signal before we began, and has the
+            // next one a signal after we send it.
+            let signal = (punching.ours().server_delay + punching.theirs().server_delay) / 2;
+            let soonest = punching.punch.opened() + CALL_INTERVAL.saturating_sub(signal);
+            let until = soonest.max(now + wait);
             if let Call::Punching(punching) = &mut self.call {
                 self.spare = punching.punch.take_row();
             }
             self.end_call(local, None);
-            self.call = Call::Resting { until: now + wait };
+            self.call = Call::Resting { until };
             return;
         }
         let why = words::no_path(punching);

@@ -104,20 +104,20 @@ pub fn aim(holds: &[Hold], course: &Course, ahead: Ahead, most: u32) -> Option<A
     let error = ahead.error.max(LEAST_ERROR / 2.0);
     let from = |deviations: f64| 1 + (ahead.steps + deviations * error).floor().max(0.0) as i64;
     // What a NAT does with a port in use is only of interest where there are some of ours.
-    let rules: &[Aside] = match course.aside {
-        Aside::Unknown => &[Aside::Shares, Aside::Steps],
-        Aside::Shares => &[Aside::Shares],
-        Aside::Steps => &[Aside::Steps],
+    let rules: &[(Aside, f64)] = match course.aside {
+        Aside::Unknown => &[(Aside::Shares, 0.45), (Aside::Steps, 0.55)],
+        Aside::Shares => &[(Aside::Shares, 1.0)],
+        Aside::Steps => &[(Aside::Steps, 1.0)],
     };
     // Each hold's chance, and the shots that it takes.
     let mut reached: Vec<(f64, u32)> = vec![(0.0, 0); holds.len()];
-    for (rule, (deviations, chance)) in rules.iter().flat_map(|rule| STARTS.map(|start| (*rule, start))) {
+    for ((rule, share), (deviations, chance)) in rules.iter().flat_map(|rule| STARTS.map(|start| (*rule, start))) {
         let longest = (most + most / 4) as usize;
         let mut met = vec![false; holds.len()];
         for (nth, port) in (1..).zip(course.ports(from(deviations), rule).take(longest)) {
             for (at, hold) in holds.iter().enumerate() {
                 if hold.to == port && !std::mem::replace(&mut met[at], true) {
-                    reached[at].0 += chance / rules.len() as f64;
+                    reached[at].0 += chance * share;
                     reached[at].1 = reached[at].1.max(nth + 1);
                 }
             }
@@ -131,7 +131,7 @@ pub fn aim(holds: &[Hold], course: &Course, ahead: Ahead, most: u32) -> Option<A
     };
     let (hold, (_, shots)) = within(most / 2, LEAST_CHANCE).or_else(|| within(most + most / 4, GOOD_CHANCE))?;
     let shots = (*shots).min(most);
-    let rule = rules.last().copied().unwrap_or_default();
+    let rule = rules.last().map(|(rule, _)| *rule).unwrap_or_default();
     let ports = course.ports(from(-1.0), rule).take(shots as usize).collect();
     Some(Aim { hold: *hold, shots, ports })
 }
