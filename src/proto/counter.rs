@@ -58,13 +58,19 @@ const OLDEST: Duration = Duration::from_secs(20);
 const SHORTEST: Duration = Duration::from_millis(15);
 /// Looks this close left in one go: what lies between two of them is no traffic, but may be a mapping of an earlier run, whose
 /// port says nothing of where the counter is.
-const BURST: Duration = Duration::from_millis(2);
+pub const BURST: Duration = Duration::from_millis(2);
 /// Steps that a look may be away from an end of the range: at 600 others a second, those of 25 ms.
 const NEAR_STEPS: u32 = 16;
 /// Ranges that NATs and systems give ports out from: all but the privileged, RFC 6335's dynamic ones, Linux's, and those that some
 /// vendors write into their manuals.
-const USUAL_RANGES: [(u16, u16); 6] =
-    [(LOWEST_PORT, u16::MAX), (49_152, u16::MAX), (32_768, 60_999), (32_768, u16::MAX), (10_000, u16::MAX), (5000, u16::MAX)];
+const USUAL_RANGES: [(u16, u16); 6] = [
+    (LOWEST_PORT, u16::MAX),
+    (49_152, u16::MAX),
+    (32_768, 60_999),
+    (32_768, u16::MAX),
+    (10_000, u16::MAX),
+    (5000, u16::MAX),
+];
 /// Standard deviations that a lap may be off from what is expected.
 const SURE_LAP: f64 = 3.0;
 /// Looks further apart than this tell no lap: it may have been two.
@@ -490,6 +496,61 @@ mod tests {
     fn a_range_of_large_steps_goes_around_to_its_first_port() {
         assert_eq!(after(59_952, 256, 1, Some((30_000, 60_207))), 30_000);
         assert_eq!(after(30_000, -256, 1, Some((30_000, 60_207))), 59_952);
+    }
+
+    /// A look every 25 ms at a counter of this step in this range that others move by `others` between two looks.
+    fn lapping(step: i64, (low, high): (u16, u16), others: i64, looks: u64) -> Counter {
+        let span = i64::from(high - low) + 1;
+        let port = |nth: i64| low + u16::try_from((7 + nth * (others + 1) * step).rem_euclid(span)).expect("in range");
+        let looks: Vec<_> = (0..looks).map(|nth| (nth * 25, port(nth as i64), nth)).collect();
+        counter(step as i32, &looks)
+    }
+
+    #[test]
+    fn a_lap_of_large_steps_tells_the_span_and_so_the_next_laps_ports() {
+        // 28,232 ports are no whole number of steps: each lap comes to other ports.
+        let range = (32_768, 60_999);
+        for others in [7, 20, 60] {
+            let counter = lapping(256, range, others, 20);
+            assert_eq!(counter.range(), Some(range), "{others}");
+            let rate = counter.rate().expect("is known").per_s;
+            assert!((rate - others as f64 * 40.0).abs() < 1.0, "{rate}");
+        }
+        assert_eq!(lapping(-100, (49_152, 65_535), 10, 30).range(), Some((49_152, 65_535)));
+    }
+
+    #[test]
+    fn a_range_that_is_not_a_usual_one_is_known_modulo_the_step() {
+        let (low, high) = lapping(256, (20_000, 39_999), 7, 30).range().expect("went around");
+        assert_eq!((i64::from(high - low) + 1 - 20_000).rem_euclid(256), 0);
+        assert!(low.abs_diff(20_000) < 4096 && high.abs_diff(39_999) < 4096, "{low} {high}");
+    }
+
+    #[test]
+    fn a_counter_that_steps_aside_is_told_from_one_that_gives_a_port_again() {
+        assert_eq!(counter(256, &[(0, 7000, 0), (25, 9048, 1)]).aside(), Aside::Unknown);
+        assert_eq!(counter(256, &[(0, 7000, 0), (25, 9049, 1)]).aside(), Aside::Steps);
+        assert_eq!(counter(256, &[(0, 7000, 0), (25, 9048, 1), (1000, 7000, 2)]).aside(), Aside::Shares);
+    }
+
+    #[test]
+    fn a_course_walks_past_our_own_ports() {
+        let own = [7512, 7513].into();
+        let course = Course { last: 7000, step: 256, range: None, aside: Aside::Unknown, own };
+        let ports = |aside| course.ports(1, aside).take(3).collect::<Vec<_>>();
+        assert_eq!(ports(Aside::Shares), [7256, 7512, 7768]);
+        assert_eq!(ports(Aside::Steps), [7256, 7514, 7770]);
+    }
+
+    #[test]
+    fn a_way_may_lead_around_more_than_once() {
+        let range = Some((32_768, 60_999));
+        for steps in [0, 5, 130, 260, 700] {
+            let to = after(40_000, 256, steps, range);
+            assert_eq!(way(40_000, to, 256, range, steps, 1000), Some(steps));
+        }
+        assert_eq!(way(40_000, 40_001, 256, None, 0, 1000), None);
+        assert_eq!(way(40_000, 39_000, 1, None, 0, 100_000), None);
     }
 
     proptest! {

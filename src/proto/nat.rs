@@ -211,6 +211,14 @@ fn step(looks: &[&Observation], mapping: Mapping) -> Step {
     if gaps.is_empty() {
         return Step::TooFew;
     }
+    // Between two looks of a burst nobody comes; between others, a counter of large steps may have gone around, and looks as if it
+    // counted the other way.
+    let bursts: Vec<Gap> = gaps.iter().filter(|gap| gap.is_burst).cloned().collect();
+    if bursts.len() >= FEWEST_FOR_A_MAJORITY
+        && let Some(step) = common_step(&bursts).filter(|step| step.unsigned_abs() >= STEPS_ASIDE)
+    {
+        return Step::Of(step);
+    }
     let few = gaps.len() == 1;
     if let Some(step) = common_step(&gaps) {
         return if few && step.unsigned_abs() > LARGEST_STEP_OF_ONE_GAP { Step::Irregular } else { Step::Of(step) };
@@ -235,8 +243,11 @@ fn gaps(looks: &[&Observation], mapping: Mapping) -> Vec<Gap> {
 }
 
 /// From one look to the next mapping of ours.
+#[derive(Clone)]
 struct Gap {
     way: i32,
+    /// Both left in one go.
+    is_burst: bool,
     /// The most steps that it can have taken: our own, and as many of others as can have come between.
     most: u32,
 }
@@ -246,8 +257,11 @@ impl Gap {
         let count = |seen: &Observation| seen.made.counted(mapping, Allocation::Unknown);
         let time = b.sent.since(a.sent).as_secs_f64();
         let others = counter::BURST_SLACK as u32 + (counter::LARGEST_RATE * time) as u32;
-        (count(b) <= count(a) + 1)
-            .then(|| Self { way: i32::from(b.public.port()) - i32::from(a.public.port()), most: others + 1 })
+        (count(b) <= count(a) + 1).then(|| Self {
+            way: i32::from(b.public.port()) - i32::from(a.public.port()),
+            is_burst: b.sent.since(a.sent) < counter::BURST,
+            most: others + 1,
+        })
     }
 }
 

@@ -58,7 +58,8 @@ const BUSY_RATE: f64 = 300.0;
 const HOLD_QUESTIONS: usize = 7;
 /// More mappings of others than this between two questions of a hold, and its port is not known well enough to be shot at.
 const MOST_BETWEEN: i64 = 8;
-/// An answer to the filter's question that is not there so long after one from where it was asked is not on its way any more.
+/// An answer to the filter's question that is not there so long after the round trip of one from where it was asked is not on its way
+/// any more; it is asked for twice.
 const FILTERED_AFTER: Duration = Duration::from_millis(30);
 /// Names are asked for again after this long where they gave nothing.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
@@ -450,11 +451,14 @@ impl Client {
     /// tried, long before the last repetition is over.
     fn filtering(&self, now: Instant) -> Filtering {
         let Some(filter) = &self.filter else { return Filtering::Unknown };
-        let asked = |reply| filter.queries().iter().find(|query| query.reply == reply).map(|query| query.outcome);
-        let answered = filter.first_answer();
+        let query = |reply| filter.queries().iter().find(|query| query.reply == reply);
+        let asked = |reply| query(reply).map(|query| query.outcome);
+        let answered = filter.first_answer().is_some();
+        let in_vain = query(Reply::OtherPort)
+            .is_some_and(|query| query.is_asked_in_vain(now, filter.first_round_trip(), FILTERED_AFTER));
         let silent = |outcome| match outcome {
-            Some(Outcome::Silent) => answered.is_some(),
-            Some(Outcome::Waiting) => answered.is_some_and(|at| now.since(at) >= FILTERED_AFTER),
+            Some(Outcome::Silent) => answered,
+            Some(Outcome::Waiting) => answered && in_vain,
             Some(Outcome::Answered { .. }) | None => false,
         };
         match (asked(Reply::OtherAddress), asked(Reply::OtherPort)) {

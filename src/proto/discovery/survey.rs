@@ -49,6 +49,13 @@ pub struct Query {
     pub outcome: Outcome,
 }
 
+impl Query {
+    /// Whether it was asked again, and that long enough ago: one question or its answer may be lost.
+    pub fn is_asked_in_vain(&self, now: Instant, round_trip: Duration, grace: Duration) -> bool {
+        self.outcome == Outcome::Waiting && self.tries > 1 && now.since(self.last_sent) >= round_trip + grace
+    }
+}
+
 /// A mapping made towards the peer, between two questions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shot {

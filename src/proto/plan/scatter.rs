@@ -27,16 +27,19 @@ const LITTLE: f64 = 3.0;
 pub const ENTRIES_ASIDE: u32 = 16;
 /// Probes kept for proving what is found.
 const PROBES_ASIDE: u32 = 48;
+/// The same, where whoever is at the other end is found by many at once, each of which is answered.
+const PROBES_ASIDE_INSIDE: u32 = 112;
 
 pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -> Plan {
     let Port::Fixed { at, from, filtering } = fixed else { return Plan { rounds: Vec::new(), outlook: Outlook::Good } };
     let width = random.ports.count;
-    let shots = pair.budget.probes.saturating_sub(PROBES_ASIDE).clamp(1, width);
+    // A mapped port lets in anybody whom a firewall on the machine itself lets in: that is opened from inside, and the random side comes.
+    let inside = *from == Sockets::Main;
+    let aside = if inside { PROBES_ASIDE_INSIDE } else { PROBES_ASIDE };
+    let shots = pair.budget.probes.saturating_sub(aside).clamp(1, width);
     let most = pair.punch.sockets.min(pair.budget.entries).saturating_sub(ENTRIES_ASIDE).max(1);
     let sockets = ((ENOUGH * f64::from(width) / f64::from(shots)).ceil() as u32).clamp(1, most);
     let expected = f64::from(sockets) * f64::from(shots) / f64::from(width);
-    // A mapped port lets in anybody whom a firewall on the machine itself lets in: that is opened from inside, and the random side comes.
-    let inside = *from == Sockets::Main;
     let (timing, back) = if inside { (Timing::Inside, Timing::Volleys) } else { (Timing::Paced, Timing::Low) };
     let row = Side { sockets: Sockets::Row(sockets), target: Target::one(*at), timing: back };
     let target = Target::Draw { at: random.ports, each: shots };
@@ -61,7 +64,8 @@ fn gate(pair: &Pair<'_>, random: Random, fixed: &Port, filtering: Filtering, ran
     let (mine, its) = if random_calls { (Timing::Volleys, Timing::Opened) } else { (first, Timing::Volleys) };
     let anywhere = Port::Fixed { at: theirs.tuple?, from: Sockets::Reported, filtering: Filtering::Unknown };
     let shot = direct::side(&Port::Random(random), fixed, mine);
-    Some(placed(Strategy::Direct, pair.pace.gate(), shot, direct::side(fixed, &anywhere, its), random_calls))
+    // A round long, so that a call whose answer was lost comes again before anything hard is begun.
+    Some(placed(Strategy::Direct, pair.terms.round, shot, direct::side(fixed, &anywhere, its), random_calls))
 }
 
 /// The same, where the other side moves by address and holds, or will hold, a mapping.

@@ -123,13 +123,14 @@ pub fn aim(holds: &[Hold], course: &Course, ahead: Ahead, most: u32) -> Option<A
             }
         }
     }
-    // What takes more than half of what is left is worth it only where nothing else is.
     let within = |most: u32, least: f64| {
         let all = || holds.iter().zip(&reached).filter(move |(_, (_, shots))| *shots <= most);
         let best = all().map(|(_, (chance, _))| *chance).fold(least, f64::max);
         all().filter(|(_, (chance, _))| *chance >= best - MUCH).min_by_key(|(_, (_, shots))| *shots)
     };
-    let (hold, (_, shots)) = within(most / 2, LEAST_CHANCE).or_else(|| within(most + most / 4, GOOD_CHANCE))?;
+    // What takes more than half of what is left must be worth it; where nothing is, half of it may be tried.
+    let sure = within(most / 2, SURE_CHANCE).or_else(|| within(most + most / 4, GOOD_CHANCE));
+    let (hold, (_, shots)) = sure.or_else(|| within(most / 2, LEAST_CHANCE))?;
     let shots = (*shots).min(most);
     let rule = rules.last().map(|(rule, _)| *rule).unwrap_or_default();
     let ports = course.ports(from(-1.0), rule).take(shots as usize).collect();
@@ -144,3 +145,4 @@ const MUCH: f64 = 0.02;
 /// With less, another look is worth more.
 const LEAST_CHANCE: f64 = 0.4;
 const GOOD_CHANCE: f64 = 0.8;
+const SURE_CHANCE: f64 = 1.0;
