@@ -146,7 +146,7 @@ impl Budget {
 const SWEEPS: u32 = 256;
 const SWEEPS_IF_BUSY: u32 = 768;
 /// Entries that were made before the call was, a start's, and those of a watch while the sweep is on its way.
-const ENTRIES_ASIDE: u32 = 28;
+const ENTRIES_ASIDE: u32 = 36;
 /// A try with less than this is over before it began.
 const FEWEST: u32 = 16;
 

@@ -54,6 +54,8 @@ const MAX_RANDOM_PORTS: usize = 64;
 const WATCH_LOOKS: u32 = 8;
 /// A small office's NAT makes some ten new mappings a second; the design counts on 300 without taking it for a busy one.
 const BUSY_RATE: f64 = 300.0;
+/// Standard deviations that the rate must be above that: where it is 300, it is taken for more once in 200 calls.
+const SURELY_BUSY: f64 = 2.6;
 /// A hold asks so many questions at most: more are sure to be in one burst no longer.
 const HOLD_QUESTIONS: usize = 7;
 /// More mappings of others than this between two questions of a hold, and its port is not known well enough to be shot at.
@@ -198,7 +200,7 @@ impl Client {
 
     /// Whether others take so many ports that a sweep must be long.
     pub fn is_busy(&self) -> bool {
-        self.counter.rate().is_some_and(|rate| rate.per_s - rate.error > BUSY_RATE)
+        self.counter.rate().is_some_and(|rate| rate.per_s - SURELY_BUSY * rate.error > BUSY_RATE)
     }
 
     /// Makes a mapping towards each of `to` (all at one address) from a new socket, with packets that end after `ttl` hops,

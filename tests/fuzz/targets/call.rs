@@ -45,6 +45,7 @@ pub fn run(data: &[u8]) {
             plan: plan::plan(&caller, &called, &terms, &limits),
             reported: SocketId::MAIN_V4,
             fresh: one.fresh_port.map(|_| SocketId(1000)),
+            spare: Vec::new(),
             candidates: other.candidates.iter().copied().take(usize::from(candidates)).collect(),
             mapping: one.mapping,
             low_ttl: 2,
