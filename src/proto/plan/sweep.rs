@@ -128,8 +128,9 @@ pub fn aim(holds: &[Hold], course: &Course, ahead: Ahead, most: u32) -> Option<A
         let best = all().map(|(_, (chance, _))| *chance).fold(least, f64::max);
         all().filter(|(_, (chance, _))| *chance >= best - MUCH).min_by_key(|(_, (_, shots))| *shots)
     };
-    // What takes more than half of what is left must be worth it; where nothing is, half of it may be tried.
-    let sure = within(most / 2, SURE_CHANCE).or_else(|| within(most + most / 4, GOOD_CHANCE));
+    // What takes more than half of what is left must be worth it, and never all of it: another look costs less, and knows more of
+    // others' rate.
+    let sure = within(most / 2, SURE_CHANCE).or_else(|| within(most / 4 * 3, GOOD_CHANCE));
     let (hold, (_, shots)) = sure.or_else(|| within(most / 2, LEAST_CHANCE))?;
     let shots = (*shots).min(most);
     let rule = rules.last().map(|(rule, _)| *rule).unwrap_or_default();

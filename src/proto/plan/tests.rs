@@ -231,7 +231,7 @@ proptest! {
         let ahead = counter::Ahead::after(Duration::from_millis(age), rate);
         let (aside, own) = (counter::Aside::Unknown, std::collections::BTreeSet::new());
         let course = counter::Course { last, step, range: None, aside, own };
-        let Some(sweep::Aim { hold, shots, .. }) = sweep::aim(&holds, &course, ahead, 256) else {
+        let Some(sweep::Aim { hold, shots, .. }) = sweep::aim(&holds, &course, ahead, if rate.per_s > 300.0 { 768 } else { 256 }) else {
             return Err(TestCaseError::fail("none is ahead"));
         };
         let others = (ahead.steps + deviation * ahead.error).max(0.0) as i64;
