@@ -16,7 +16,7 @@
 //! | -------------------------------------- | ------------ | -------------------------------------- |
 //! | fixed × fixed, fresh                   | [`direct`]   | a probe                                |
 //! | fixed, fresh × moving                  | [`hold`]     | a few NAT entries, a few probes        |
-//! | moving × moving                        | [`sweep`]    | some 50 NAT entries                    |
+//! | moving × moving                        | [`sweep`]    | some 80 NAT entries                    |
 //! | fixed, held × random                   | [`scatter`]  | 240 NAT entries, 2,000 probes          |
 //! | random by address × the same, moving   | [`grid`]     | 240 NAT entries, 170,000 to 320,000 probes |
 //! | random in a block × the same, moving   | [`cells`]    | 500 NAT entries                        |

@@ -12,6 +12,14 @@
 //! stand where the counter will be: at −0.7, 0.6, 1.9, 3.2 and 5 standard deviations from the expected place, and where nothing is known
 //! of λ yet, spread for 0 to 3,000 a second. What a sweep costs is the way to the y and 2.5 deviations of the newest look,
 //! some 30 to 200 entries.
+//!
+//! A counter of large steps goes around within a second or less (a step of 256 in 252 mappings at most), and may step aside by one
+//! where it meets a port that is in use, such as the caller's own of a lap ago. So there are fewer places, but each in three
+//! classes, its own and the next two; and the caller walks the course that its counter is expected to take, past its own ports, from
+//! five starts, and takes the y that it meets from most of them.
+//!
+//! A sweep that missed is followed by another call: the caller watches its counter meanwhile, and sweeps from the same sockets
+//! again, for the called member's next x are other ports.
 
 use std::net::SocketAddr;
 use std::time::Duration;
