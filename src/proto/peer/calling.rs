@@ -450,6 +450,7 @@ impl Peer {
         if !beside {
             self.hold_towards(now, local, &places);
         }
+        self.watch_at_a_gate(now, local);
         self.drive(now, local);
         Ok(())
     }

@@ -211,6 +211,22 @@ impl Peer {
         watches
     }
 
+    /// Where two whose ports move are seen at one address, a try goes to their own addresses alone, and most likely a sweep follows: then
+    /// it is known where the counter is.
+    pub(super) fn watch_at_a_gate(&mut self, now: Instant, local: &mut Local) {
+        let Call::Punching(punching) = &self.call else { return };
+        let moves = |report: &Report| matches!(plan::port(report), plan::Port::Moving(_));
+        let ip = |report: &Report| report.tuple.map(|tuple| tuple.ip());
+        let (ours, theirs) = (punching.ours(), punching.theirs());
+        let is_gate = punching.punch.strategy() == Some(Strategy::Direct) && !punching.parties.beside;
+        if is_gate && moves(ours) && moves(theirs) && ip(ours) == ip(theirs) {
+            let watches = self.watch(now, local);
+            if let Call::Punching(punching) = &mut self.call {
+                punching.watches.extend(watches);
+            }
+        }
+    }
+
     pub(super) fn end_watches(&mut self, local: &mut Local, watches: &[SocketId]) {
         for socket in watches {
             self.close_socket(local, *socket);

@@ -7,7 +7,6 @@ pub const NOT_YET: &[&str] = &[
     "random × 4B +1 by address, λ 300",
     "4B +1 in 4B +1 × port-restricted, λ 300",
     "random × random, same router, no hairpin",
-    "port-restricted in 4B +1 × port-restricted in 4B +1, λ 300, same carrier, hairpin",
     "4B +1 × 4B +1, IPv6 with stateful firewalls",
     "random × 4A +1, a port mapped, λ 300",
 ];
