@@ -29,8 +29,12 @@ fn swallow_beyond(lab: &Lab, limit: u16) {
     );
 }
 
+/// 0 while hosts are still told of more than the path was seen to carry.
 fn path_mtu(lab: &Lab, member: &Member, peer: &str) -> u64 {
-    member.peer(lab, peer)["path_mtu"].as_u64().unwrap_or(0)
+    let peer = member.peer(lab, peer);
+    let number = |name: &str| peer[name].as_u64().unwrap_or(0);
+    // IPv4, UDP and the transport.
+    if number("inner_mtu") + 60 <= number("path_mtu") { number("path_mtu") } else { 0 }
 }
 
 /// A mebibyte each way, by both families, over a path of `limit` bytes; and what a host hears that sends longer packets.

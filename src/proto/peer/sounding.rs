@@ -1,4 +1,4 @@
-//! A peer's path is sounded: which one, when, and what follows from what it carries ([`super::mtu`]).
+//! A peer's path is sounded: which one, when, and what follows from what it carries ([`crate::proto::mtu`]).
 
 use rand_chacha::rand_core::RngCore;
 
