@@ -309,8 +309,8 @@ impl Member {
             }
         }
         let to_an_endpoint = self.connected.values().any(|endpoint| *endpoint == to);
-        // Payload is the user's own, wherever it goes.
-        let is_probe = !self.servers.contains(&to.ip()) && !payload.starts_with(&TRANSPORT);
+        // Payload is the user's own, wherever it goes; and a sounding measures a path that was found.
+        let is_probe = !self.servers.contains(&to.ip()) && !payload.starts_with(&TRANSPORT) && !whole;
         self.probes += u32::from(is_probe && !to_an_endpoint);
         if is_probe && !self.is_connected() && !to_an_endpoint {
             self.call.probes += 1;
