@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 failed, 2 wrong usage. Results go to standard output, errors and logs to standard error.
 
 mod background;
+mod init;
 mod keys;
 mod manual;
 mod ping;
@@ -127,6 +128,15 @@ enum Command {
         #[arg(default_value = config::DEFAULT_SERVER)]
         config: PathBuf,
     },
+    /// Write a first config and its key, and say what to do next; overwrites nothing
+    Init {
+        /// The config to write; its private key goes beside it
+        #[arg(default_value = config::DEFAULT_MEMBER)]
+        config: PathBuf,
+        /// This machine's address in the mesh, with the length of the mesh's network
+        #[arg(long, value_name = "ADDRESS/LENGTH")]
+        address: Option<ipnet::IpNet>,
+    },
     /// Print a new private key
     Genkey,
     /// Read a private key on standard input, print its public key
@@ -227,6 +237,7 @@ impl Cli {
                 }
                 block_on(serve::run(config))??;
             }
+            Command::Init { config, address } => print(&init::run(&config, address)?)?,
             Command::Genkey => print(&keys::new_private()?)?,
             Command::Pubkey => print(&keys::public_of_stdin()?)?,
             Command::Genpsk => print(&keys::new_preshared()?)?,
@@ -337,6 +348,8 @@ mod tests {
             "check mesh.toml",
             "serve",
             "serve server.toml",
+            "init",
+            "init mesh.toml --address 10.77.0.3/24",
             "genkey",
             "pubkey",
             "genpsk",
@@ -353,7 +366,15 @@ mod tests {
 
     #[test]
     fn other_command_lines_are_wrong_usage() {
-        for line in ["", "init", "check", "ping", "up -i toolonginterfacename", "ping x -c -1", "up --log-level loud"] {
+        for line in [
+            "",
+            "init x --address here",
+            "check",
+            "ping",
+            "up -i toolonginterfacename",
+            "ping x -c -1",
+            "up --log-level loud",
+        ] {
             let words = std::iter::once("p2ptund").chain(line.split(' ').filter(|word| !word.is_empty()));
             assert_eq!(Cli::try_parse_from(words).map_err(|error| error.exit_code()).err(), Some(2), "{line}");
         }

@@ -17,6 +17,7 @@ use p2ptund::proto::config::Config;
 use p2ptund::proto::node::{MappedPort, Node};
 use p2ptund::proto::path::Way;
 use p2ptund::proto::snapshot::Snapshot;
+use p2ptund::proto::wire::Dudp;
 use p2ptund::proto::{Action, Event, Instant, Packet, SocketId, Transmit, Wall};
 
 use crate::firewall::Firewall;
@@ -81,6 +82,8 @@ pub struct Member {
     node: Option<Box<Node>>,
     /// For half of all members, by their seed.
     pub lanes: Option<Lanes>,
+    /// Soundings that came in and were not answered yet.
+    soundings: u32,
     seed: [u8; 32],
     starts: Instant,
     addresses: Vec<IpNet>,
@@ -121,6 +124,7 @@ impl Member {
             probes: 0,
             node: None,
             lanes: None,
+            soundings: 0,
             seed,
             starts,
             addresses,
@@ -309,8 +313,11 @@ impl Member {
             }
         }
         let to_an_endpoint = self.connected.values().any(|endpoint| *endpoint == to);
-        // Payload is the user's own, wherever it goes; and a sounding measures a path that was found.
-        let is_probe = !self.servers.contains(&to.ip()) && !payload.starts_with(&TRANSPORT) && !whole;
+        // Payload is the user's own, wherever it goes; a sounding, and its answer, measure a path that was found.
+        let answers_a_sounding = self.soundings > 0 && payload.starts_with(&Dudp::Ack2.header());
+        self.soundings -= u32::from(answers_a_sounding);
+        let measures = whole || answers_a_sounding;
+        let is_probe = !self.servers.contains(&to.ip()) && !payload.starts_with(&TRANSPORT) && !measures;
         self.probes += u32::from(is_probe && !to_an_endpoint);
         if is_probe && !self.is_connected() && !to_an_endpoint {
             self.call.probes += 1;
@@ -372,6 +379,7 @@ impl Machine for Member {
             false => self.by_port.get(&port).copied().filter(|_| datagram.dst.is_ipv4()),
         };
         let Some(socket) = socket else { return };
+        self.soundings += u32::from(datagram.whole);
         let mut packet = Packet::copy_from(&datagram.payload);
         let way = Way { socket, remote: datagram.src };
         match self.lanes.as_mut().map(|lanes| lanes.open(moment.now, way, &mut packet)) {

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use super::*;
 use crate::io::sys::tests::{enter_own_namespace, run};
@@ -13,8 +14,20 @@ use crate::io::wake::Waker;
 const SECOND: Option<Duration> = Some(Duration::from_secs(1));
 const MTU: usize = 1420;
 
+/// Makes the device, perhaps in the place of one that has just gone: a process that another test starts holds our descriptors
+/// for the moment until it is another program.
+pub fn create_again(wanted: Offloads) -> Tun {
+    let until = Instant::now() + Duration::from_secs(2);
+    loop {
+        match Tun::create("p2ptest", 1420, wanted) {
+            Err(TunError::Busy(_)) if Instant::now() < until => thread::sleep(Duration::from_millis(5)),
+            made => return made.expect("a device"),
+        }
+    }
+}
+
 fn device(number: u8, wanted: Offloads) -> Tun {
-    let queue = Tun::create("p2ptest", 1420, wanted).expect("a device");
+    let queue = create_again(wanted);
     run(&format!("ip addr add 10.77.0.{number}/24 dev p2ptest"));
     run(&format!("ip addr add fd77::{number}/64 dev p2ptest nodad"));
     run("ip link set p2ptest up mtu 1420");

@@ -195,7 +195,7 @@ async fn a_default_route_through_the_tunnel_leaves_our_own_datagrams_outside_and
     clean_up("p2ptest").await.expect("cleans up");
     assert_eq!((run("ip rule"), run("ip -6 rule")), before);
 
-    let _tun = create("p2ptest").expect("a device");
+    let _tun = super::offload_tests::create_again(Offloads::NONE);
     let links = Links::open("p2ptest").await.expect("the device");
     links.apply(&full).await.expect("applies");
     links.apply(&usual()).await.expect("applies");
@@ -232,7 +232,7 @@ async fn what_somebody_else_deletes_is_noticed_and_put_back_within_a_second() {
     assert!(matches!(links.apply(&usual()).await, Err(LinkError::Gone(_))));
     assert!(matches!(tun.write_packet(&[0x45; 20]), Err(WriteError::Gone(_))));
     drop(tun);
-    create("p2ptest").expect("can be made again");
+    super::offload_tests::create_again(Offloads::NONE);
 }
 
 #[tokio::test]
