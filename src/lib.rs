@@ -13,7 +13,7 @@
 //! out   io::tun              one inner super-packet from the kernel
 //!       proto::offload       cut into packets, each complete
 //!       carrier::outward     whose they are (proto::allowed_ips), and that peer's lane (proto::lane)
-//!       proto::session       sealed where they lie in the send buffer, with the next counters
+//!       proto::volley        laid into the send buffer, and sealed there: proto::session
 //!       io::udp              all of them in one send
 //!
 //! in    io::udp              a batch of datagrams, from any socket, many to a buffer

@@ -48,6 +48,7 @@ pub mod snapshot;
 pub mod stun;
 pub mod time;
 pub mod tunnel;
+pub mod volley;
 pub mod wire;
 
 pub use action::{Action, Event, SocketId, Transmit};

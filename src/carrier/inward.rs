@@ -29,6 +29,7 @@ use crate::proto::offload::split::Split;
 use crate::proto::offload::virtio;
 use crate::proto::path::Way;
 use crate::proto::session::{OVERHEAD, TRANSPORT_TYPE, receiver_of};
+use crate::proto::wire::Kind;
 use crate::proto::{Instant, Packet};
 
 /// Buffers of 64 KiB for one batch: volleys of a sender's that this thread was too slow for. Only those that are used take memory.
@@ -120,6 +121,11 @@ impl Inward {
             let index = index_of(incoming.payload);
             let lane = index.and_then(|index| self.lanes.get(&index));
             let Some(lane) = lane.filter(|lane| lane.way == way && now < lane.until) else {
+                // The core would do no more, and a flood of such is not to fill its queue.
+                if Kind::of(incoming.payload).is_none() {
+                    self.desk.drops.count(Reason::Malformed);
+                    continue;
+                }
                 let Incoming { socket, from, payload, .. } = incoming;
                 self.desk.give(Outer { socket, from, packet: Packet::copy_from(payload) });
                 continue;

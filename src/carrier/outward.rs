@@ -5,9 +5,8 @@
 //!                             └─ none, or longer than the path carries: each packet to the core
 //! ```
 //!
-//! A volley is what one UDP_SEGMENT send takes: datagrams of one length to one address, the last of which may be shorter. One
-//! super-packet fills it, or many small packets do; it leaves when the device has nothing more to read, so waiting for company
-//! costs a lone packet nothing.
+//! A volley ([`crate::proto::volley`]) leaves when it is full or the device has nothing more to read, so waiting for company costs
+//! a lone packet nothing.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,50 +22,21 @@ use crate::io::udp::UdpSocket;
 use crate::io::wake::Wait;
 use crate::proto::action::Drop as Reason;
 use crate::proto::context::PeerId;
-use crate::proto::ip;
 use crate::proto::lane::OutwardLane;
-use crate::proto::mss;
 use crate::proto::node::Routes;
 use crate::proto::offload::split::Split;
 use crate::proto::offload::virtio;
 use crate::proto::oversize;
-use crate::proto::session::{HEADER_LEN, OVERHEAD, padding};
+use crate::proto::session::OVERHEAD;
+use crate::proto::volley::{self, Volley};
 use crate::proto::{Instant, Packet};
 
 /// Most reads before orders are looked at again: with 64 KiB each, some milliseconds.
 const READS: usize = 64;
-/// What one UDP_SEGMENT send may have: 64 datagrams in kernels before 6.9, in one UDP payload of IPv4.
-const VOLLEY_COUNT: usize = 64;
-const VOLLEY_LEN: usize = 65_507;
 
 struct Lane {
     lane: OutwardLane,
     socket: Arc<UdpSocket>,
-}
-
-/// Datagrams that leave together; nothing where `count` is 0.
-struct Volley {
-    peer: PeerId,
-    tos: u8,
-    buffer: Box<[u8]>,
-    len: usize,
-    /// Of each but the last.
-    segment: usize,
-    count: usize,
-    /// The last one is shorter, so no more can follow.
-    closed: bool,
-}
-
-impl Volley {
-    fn takes(&self, peer: PeerId, tos: u8, len: usize) -> bool {
-        self.count == 0
-            || (self.peer == peer
-                && self.tos == tos
-                && !self.closed
-                && len <= self.segment
-                && self.count < VOLLEY_COUNT
-                && self.len + len <= VOLLEY_LEN)
-    }
 }
 
 /// The thread's own.
@@ -82,16 +52,7 @@ pub struct Outward {
 
 impl Outward {
     pub fn new(tun: Tun, wait: Wait, desk: Desk<Packet>) -> Self {
-        let volley = Volley {
-            peer: 0,
-            tos: 0,
-            // A packet longer than a UDP payload can't be sent, but it must not panic here.
-            buffer: vec![0; READ_LEN + OVERHEAD].into_boxed_slice(),
-            len: 0,
-            segment: 0,
-            count: 0,
-            closed: false,
-        };
+        let volley = Volley::default();
         Self { tun, wait, desk, routes: Arc::default(), lanes: HashMap::new(), volley, now: clock::now() }
     }
 
@@ -187,53 +148,34 @@ impl Outward {
     }
 
     fn load(&mut self, peer: PeerId, limit: u16, split: &Split<'_>) {
-        let tos = ip::ecn(split.packet());
+        let target = volley::target(peer, split);
         for index in 0..split.segments() {
-            let inner = split.segment_len(index);
-            let padding = padding(inner, limit.into());
-            let len = OVERHEAD + inner + padding;
-            if !self.volley.takes(peer, tos, len) {
+            if !self.volley.load(target, limit, split, index) {
                 self.flush();
+                // An empty one takes anything.
+                let _ = self.volley.load(target, limit, split, index);
             }
-            let volley = &mut self.volley;
-            let datagram = &mut volley.buffer[volley.len..volley.len + len];
-            let (packet, rest) = datagram[HEADER_LEN..].split_at_mut(inner);
-            split.write(index, packet);
-            mss::clamp(packet, limit);
-            rest[..padding].fill(0);
-            if volley.count == 0 {
-                (volley.peer, volley.tos, volley.segment, volley.closed) = (peer, tos, len, false);
-            }
-            volley.closed = len < volley.segment;
-            volley.len += len;
-            volley.count += 1;
         }
     }
 
     /// Seals and sends the volley.
     fn flush(&mut self) {
-        let volley = &mut self.volley;
-        let (count, len) = (std::mem::take(&mut volley.count), std::mem::take(&mut volley.len));
-        if count == 0 {
-            return;
-        }
-        let lane = self.lanes.get(&volley.peer);
-        let Some((lane, first)) = lane.and_then(|lane| Some((lane, lane.lane.sealer.reserve(count, volley.segment)?)))
-        else {
-            // The key is used up, which the core sees too: it makes another.
-            return self.desk.drops.count(Reason::Overload);
+        let Some(target) = self.volley.target() else { return };
+        let drops = &self.desk.drops;
+        let Some(lane) = self.lanes.get(&target.peer) else {
+            // Taken back since; the next packet goes to the core.
+            return (0..self.volley.drop_all()).for_each(|_| drops.count(Reason::Overload));
         };
-        let datagrams = &mut volley.buffer[..len];
-        for (counter, datagram) in (first..).zip(datagrams.chunks_mut(volley.segment)) {
-            if lane.lane.sealer.seal_datagram(counter, datagram).is_none() {
-                return self.desk.drops.count(Reason::Overload);
-            }
-        }
-        let sent = lane.socket.send_segments(lane.lane.way.remote, volley.tos, datagrams, volley.segment);
+        let Some(sealed) = self.volley.seal(&lane.lane.sealer) else {
+            // The key is used up, which the core sees too: it makes another.
+            return drops.count(Reason::Overload);
+        };
+        let sent = lane.socket.send_segments(lane.lane.way.remote, target.ecn, sealed.bytes, sealed.segment);
         for _ in 0..sent.refused + sent.overflowed {
-            self.desk.drops.count(Reason::Overload);
+            drops.count(Reason::Overload);
         }
-        let is_news = lane.lane.traffic.note_sent(self.now, len, count, volley.segment - OVERHEAD);
+        let (len, longest) = (sealed.bytes.len(), sealed.segment - OVERHEAD);
+        let is_news = lane.lane.traffic.note_sent(self.now, len, sealed.count, longest);
         self.desk.tell(is_news);
     }
 }

@@ -171,6 +171,31 @@ mod tests {
     }
 
     #[test]
+    fn congestion_on_the_way_is_told_to_those_who_understand_it() {
+        let sum = |packet: &[u8]| checksum(&[&packet[..V4_HEADER]]);
+        for inner in 0..=3u8 {
+            let mut packet = v4(20);
+            packet[1] = 0x48 | inner;
+            let complete = sum(&packet).to_be_bytes();
+            packet[10..12].copy_from_slice(&complete);
+            assert_eq!((ecn(&packet), sum(&packet)), (inner, 0));
+            let before = packet.clone();
+            mark_congestion(&mut packet, 2);
+            assert_eq!(packet, before, "no congestion was met");
+            mark_congestion(&mut packet, 0xb8 | 3);
+            let is_capable = inner == 1 || inner == 2;
+            assert_eq!((packet[1], sum(&packet)), (if is_capable { 0x4b } else { 0x48 | inner }, 0), "{inner}");
+        }
+        let mut packet = v6("fd77::1", 0);
+        packet[..2].copy_from_slice(&[0x64, 0x9a]);
+        assert_eq!(ecn(&packet), 1);
+        mark_congestion(&mut packet, 3);
+        assert_eq!((ecn(&packet), &packet[..2]), (3, &[0x64, 0xba][..]), "the flow label stays");
+        mark_congestion(&mut [], 3);
+        assert_eq!((ecn(&[]), ecn(&[0x45])), (0, 0));
+    }
+
+    #[test]
     fn a_length_that_lies_is_refused() {
         assert_eq!(Header::parse(&v4(21)), None);
         assert_eq!(Header::parse(&v4(19)), None);

@@ -47,4 +47,4 @@ pub enum Fault {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

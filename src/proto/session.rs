@@ -239,4 +239,4 @@ pub fn padding(len: usize, mtu: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -22,7 +22,7 @@ fn keys(initiator: bool) -> Keys {
     }
 }
 
-fn pair() -> (Session, Session) {
+pub fn pair() -> (Session, Session) {
     (Session::new(keys(true), Instant::default(), 128), Session::new(keys(false), Instant::default(), 128))
 }
 
