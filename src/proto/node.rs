@@ -43,7 +43,7 @@ use super::peer::recovering::Change;
 use super::punch::SocketIds;
 use super::rendezvous::{self, client::Word};
 use super::session::receiver_of;
-use super::snapshot::{self, Snapshot};
+use super::snapshot::{self, Behaviour, Snapshot};
 use super::time::WallClock;
 use super::wire::{Dudp, Kind, WireGuard};
 use super::{Action, Event, Instant, Packet, SocketId, Transmit, Wall};
@@ -71,8 +71,8 @@ pub struct Node {
     /// When which peer is to be looked at.
     deadlines: BTreeSet<(Instant, PeerId)>,
     next_ping: u64,
-    /// Whether the NAT's kind was told.
-    nat_told: Option<String>,
+    /// The NAT's mapping, filtering and allocation, as they were told.
+    nat_told: Option<(Behaviour, Behaviour, snapshot::Allocation)>,
     /// Something that calls wait for may have come.
     stirred: bool,
     drops: Drops,
@@ -479,8 +479,12 @@ impl Node {
             nat.allocation,
             nat.delta.map_or_else(|| "unknown".to_owned(), |step| step.to_string()),
         );
-        let kind = format!("{:?} {:?} {:?}", nat.mapping, nat.filtering, nat.allocation);
-        if self.local.discovery.is_configured() && self.nat_told.as_ref() != Some(&kind) {
+        let kind = (nat.mapping, nat.filtering, nat.allocation);
+        // A new look at the network asks for the filtering last: that it is not known again is no news.
+        let is_news = self.nat_told.is_none_or(|(mapping, filtering, allocation)| {
+            (mapping, allocation) != (kind.0, kind.2) || (filtering != kind.1 && kind.1 != Behaviour::Unknown)
+        });
+        if self.local.discovery.is_configured() && is_news {
             self.nat_told = Some(kind);
             self.local.tell(Event::NatChanged { summary });
         }
