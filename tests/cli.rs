@@ -63,7 +63,9 @@ fn pubkey_refuses_what_is_no_key_and_does_not_repeat_it() {
 
 #[test]
 fn wrong_usage_is_status_2_and_help_is_status_0() {
-    for args in [&[][..], &["init"], &["check"], &["ping"], &["up", "--nonsense"], &["up", "-i", "a/b"]] {
+    for args in
+        [&[][..], &["init", "--address", "here"], &["check"], &["ping"], &["up", "--nonsense"], &["up", "-i", "a/b"]]
+    {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty());

@@ -152,7 +152,11 @@ fn netcheck_names_symmetric_nats_and_their_steps() {
     let nat = netcheck("symmetric-adm");
     assert_eq!(nat["mapping"], "address-dependent", "{nat}");
     let nat = netcheck("block");
-    assert_eq!((&nat["allocation"], &nat["ports"]), (&"random".into(), &serde_json::json!([20_000, 20_511])), "{nat}");
+    assert_eq!(nat["allocation"], "random", "{nat}");
+    // Twenty ports that are drawn tell the block's length, and where it is to a sixteenth: where none is among the last 32, one
+    // that begins at a multiple of 512 is as likely, and is what carriers give out.
+    let ends = [0, 1].map(|end| nat["ports"][end].as_u64().unwrap_or(0));
+    assert!(ends == [20_000, 20_511] || ends == [19_968, 20_479], "{nat}");
     for property in ["mapping", "filtering", "allocation", "ports"] {
         assert!(nat["confidence"][property]["chance"].as_f64().unwrap() >= 0.99, "{property}: {nat}");
     }
