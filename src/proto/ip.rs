@@ -12,6 +12,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::offload::checksum::{finish, fold, sum};
+
 pub const V4_HEADER: usize = 20;
 pub const V6_HEADER: usize = 40;
 /// Congestion experienced, and the mask of the field.
@@ -49,17 +51,7 @@ impl Upper {
 
 /// The internet checksum (RFC 1071) of parts that follow each other; all but the last have an even length.
 pub fn checksum(parts: &[&[u8]]) -> u16 {
-    let word = |pair: &[u8]| u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-    let sum: u64 = parts.iter().flat_map(|part| part.chunks(2)).map(word).sum();
-    !fold(sum)
-}
-
-/// A sum of 16-bit words in one's complement.
-pub fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+    finish(parts.iter().map(|part| u32::from(fold(sum(part)))).sum())
 }
 
 /// Where an inner packet comes from and goes to.
@@ -128,8 +120,7 @@ pub fn mark_congestion(packet: &mut [u8], tos: u8) {
         let added = u32::from(ECN - (packet[1] & ECN));
         packet[1] |= ECN;
         let sum = u32::from(!u16::from_be_bytes([packet[10], packet[11]])) + added;
-        let folded = (sum & 0xffff) + (sum >> 16);
-        packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+        packet[10..12].copy_from_slice(&finish(sum).to_be_bytes());
     }
 }
 

@@ -11,7 +11,8 @@
 //! Assumption: the checksum is complete. A packet of which the kernel left it to the device (a virtio-net header with
 //! NEEDS_CSUM) has it filled in first.
 
-use super::ip::{Upper, V4_HEADER, V6_HEADER, fold};
+use super::ip::{Upper, V4_HEADER, V6_HEADER};
+use super::offload::checksum::finish;
 
 const TCP: u8 = 6;
 const TCP_HEADER: usize = 20;
@@ -37,8 +38,8 @@ pub fn clamp(packet: &mut [u8], limit: u16) -> bool {
     let is_odd = (mss_at - checksum_at) % 2 == 1;
     let word = |bytes: [u8; 2]| if is_odd { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) };
     let checksum = u16::from_be_bytes([packet[checksum_at], packet[checksum_at + 1]]);
-    let sum = u64::from(!checksum) + u64::from(!word(old)) + u64::from(word(new));
-    packet[checksum_at..checksum_at + 2].copy_from_slice(&(!fold(sum)).to_be_bytes());
+    let sum = u32::from(!checksum) + u32::from(!word(old)) + u32::from(word(new));
+    packet[checksum_at..checksum_at + 2].copy_from_slice(&finish(sum).to_be_bytes());
     true
 }
 
