@@ -9,7 +9,9 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::calling::{ANSWER, CALL, UPDATE};
 use super::*;
+use crate::proto::Packet;
 use crate::proto::action::Action;
+use crate::proto::action::Drop;
 use crate::proto::config::{Calls, Discovery, Host};
 use crate::proto::context::Output;
 use crate::proto::discovery::client::{Client, TooShort};
