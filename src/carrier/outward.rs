@@ -164,16 +164,14 @@ impl Outward {
         let drops = &self.desk.drops;
         let Some(lane) = self.lanes.get(&target.peer) else {
             // Taken back since; the next packet goes to the core.
-            return (0..self.volley.drop_all()).for_each(|_| drops.count(Reason::Overload));
+            return drops.add(Reason::Overload, self.volley.drop_all());
         };
         let Some(sealed) = self.volley.seal(&lane.lane.sealer) else {
             // The key is used up, which the core sees too: it makes another.
             return drops.count(Reason::Overload);
         };
         let sent = lane.socket.send_segments(lane.lane.way.remote, target.ecn, sealed.bytes, sealed.segment);
-        for _ in 0..sent.refused + sent.overflowed {
-            drops.count(Reason::Overload);
-        }
+        drops.add(Reason::Overload, sent.refused + sent.overflowed);
         let (len, longest) = (sealed.bytes.len(), sealed.segment - OVERHEAD);
         let is_news = lane.lane.traffic.note_sent(self.now, len, sealed.count, longest);
         self.desk.tell(is_news);

@@ -146,7 +146,11 @@ pub struct DropCounts([AtomicU64; Drop::ALL.len()]);
 
 impl DropCounts {
     pub fn count(&self, reason: Drop) {
-        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.add(reason, 1);
+    }
+
+    pub fn add(&self, reason: Drop, count: usize) {
+        self.0[reason as usize].fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Adds them to the core's own.
