@@ -22,7 +22,7 @@ use super::noise::Identity;
 use super::path::Way;
 use super::plan;
 use super::punch::SocketIds;
-use super::rendezvous;
+use super::rendezvous::{self, Wait};
 use super::snapshot::{self, PortMapping};
 use super::time::{Instant, Wall, WallClock};
 use super::{Action, Event, Packet, SocketId, Transmit};
@@ -158,7 +158,7 @@ impl Local {
         match via {
             Via::Server(number) => {
                 if let Some(server) = self.servers.get_mut(number) {
-                    server.forward(now, to, false, passed);
+                    server.forward(now, to, Wait::Never, passed);
                 }
             }
             Via::Member { id, .. } => self.errands.push_back(Errand { introducer: id, to, passed }),

@@ -318,9 +318,10 @@ impl Node {
             }
             Word::Deliver { from, held, passed } => {
                 let id = self.by_key.get(&from).copied().ok_or(Drop::Unauthentic)?;
-                self.with_peer(id, |peer, local| match held && peer.is_met_elsewhere() {
-                    true => Ok(()),
-                    false => peer.handle_passed(now, local, Via::Server(number), &passed),
+                let via = Via::Server(number);
+                self.with_peer(id, |peer, local| match held {
+                    Some(held) => peer.handle_held(now, local, via, held, &passed),
+                    None => peer.handle_passed(now, local, via, &passed),
                 })
             }
         }

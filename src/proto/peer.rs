@@ -45,6 +45,7 @@ use super::noise::Received;
 use super::noise::export::Open;
 use super::path::{Due, Goal, News, Paths, Way};
 use super::punch::Punch;
+use super::rendezvous::Wait;
 use super::snapshot::{self, Method};
 use super::tunnel::{Limits, Tunnel, TunnelEvent};
 use super::{Instant, SocketId};
@@ -101,6 +102,8 @@ pub struct Peer {
     seen: Option<SocketAddr>,
     /// What it may still have passed, or pass to us.
     introductions: Allowance,
+    /// Calls of the peer's.
+    calls: Allowance,
     /// As whom [`super::node::Node`] has it in its list of introducers.
     pub listed: Option<Standing>,
     /// Who passed the call that a path is looked for with, where that was no server.
@@ -164,6 +167,8 @@ struct Incoming {
     received: Received,
     call: super::message_control::Call,
     came: Instant,
+    /// How long a server held it before.
+    held: Duration,
     via: Via,
     /// Mappings that we made towards the caller for it, and how often that was tried.
     holds: Vec<Hold>,
@@ -183,7 +188,9 @@ struct Calling {
     due: Instant,
     tries: u32,
     passers: Passers,
-    /// Since when a server holds it for the peer.
+    /// How long it may wait at a server for the peer if that is not there …
+    wait: Wait,
+    /// … and since when it does.
     held: Option<Instant>,
     /// A call of the peer's crossed with it.
     crossed: bool,
@@ -211,7 +218,6 @@ struct Punching {
 struct Answered {
     passed: Vec<u8>,
     answer: Vec<u8>,
-    at: Instant,
 }
 
 impl Peer {
@@ -244,6 +250,7 @@ impl Peer {
             main_was_used: false,
             seen: None,
             introductions: Allowance::default(),
+            calls: Allowance::default(),
             listed: None,
             introduced: None,
             kept_socket: None,

@@ -136,6 +136,8 @@ impl Draw {
 
 /// Behind an answer, so long that the caller has read it before the shot comes.
 const PROMPT: Duration = Duration::from_millis(10);
+/// An opening volley takes this long at most to leave and to make its mappings, on a slow machine.
+const OPENING_AHEAD: Duration = Duration::from_millis(20);
 /// As far as the router.
 const INSIDE_TTL: u8 = 1;
 /// When candidates are probed, after the start: at once, and again against loss.
@@ -314,7 +316,14 @@ impl Punch {
 
     /// When the round's first packets may leave: with the plan, where they open our own NAT only.
     fn round_opens(&self) -> Instant {
-        if self.round == 0 { self.planned } else { self.round_start(self.round) }
+        let start = self.round_start(self.round);
+        if self.round > 0 {
+            return start;
+        }
+        // Cells cost hundreds of mappings: none is made before it must be, for the caller may yet find that its router maps a port,
+        // and call anew.
+        let is_dear = self.setup.plan.rounds.first().is_some_and(|round| round.strategy == Strategy::Cells);
+        if is_dear { self.planned.max(start - OPENING_AHEAD) } else { self.planned }
     }
 
     /// When the volley with that number leaves, and whether it is to reach the peer. `None`: the round has no more.

@@ -12,7 +12,8 @@
 //! MESSAGE_CONTROL   server → member   | 3 ABSENT  | to: key (32)   |
 //! MESSAGE_CONTROL   member → server   | 4 FORWARD OR HOLD | as FORWARD, for a call that is as good a moment later
 //! MESSAGE_CONTROL   server → member   | 5 HELD    | to: key (32)   |
-//! MESSAGE_CONTROL   server → member   | 6 DELIVER, HELD | as DELIVER, of a call that was held
+//! MESSAGE_CONTROL   server → member   | 6 DELIVER, HELD | from: key (32) | for so long (2, ms) | what is passed … |
+//! MESSAGE_CONTROL   member → server   | 7 FORWARD OR HOLD BRIEFLY | as FORWARD, for a call that says where a counter is
 //! DUDP_RESET        server → member   the index (4) and counter (8) of a packet that belongs to no session
 //! ```
 //!
@@ -20,11 +21,13 @@
 //! server that was restarted has nothing to seal it with: a member takes it as a hint to shake hands again, no more often
 //! than its own timers allow, and goes on with the session that it has until the handshake is done.
 //!
-//! HELD says, as ABSENT does, that the other member is not registered, and that the call is kept for it for [`HOLD`]: should it
+//! HELD says, as ABSENT does, that the other member is not registered, and that the call is kept for it ([`Wait`]): should it
 //! register by then, it gets the call with the answer to its first word ([`holding`]). No other answer is longer than what it
-//! answers, and a held call goes once only, to an address that a handshake went to and fro with: nobody is amplified.
+//! answers. A held call, and second copies ([`echo`]), go only to an address that a handshake went to and fro with: nobody is
+//! amplified.
 
 pub mod client;
+mod echo;
 mod holding;
 pub mod server;
 
@@ -47,8 +50,26 @@ pub const RENEW_AFTER: Duration = Duration::from_secs(3600);
 /// smallest MTU.
 pub const MAX_PASSED: usize = 1100;
 
-/// So long a call is held: two offices whose power comes back, or whose daemons one person starts, are up within it.
-pub const HOLD: Duration = Duration::from_secs(2);
+/// How long a call may wait for its member.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    Never,
+    /// A call from behind a NAT whose ports move, which is out of date soon: long enough for two members that are started at one
+    /// moment, whose first words race each other.
+    Briefly,
+    /// Two offices whose power comes back, or whose daemons one person starts, are up within it.
+    Long,
+}
+
+impl Wait {
+    pub const fn time(self) -> Duration {
+        match self {
+            Self::Never => Duration::ZERO,
+            Self::Briefly => Duration::from_millis(150),
+            Self::Long => Duration::from_secs(2),
+        }
+    }
+}
 
 /// Length of DUDP_RESET.
 pub const RESET_LEN: usize = HEADER_LEN + 12;
@@ -59,14 +80,14 @@ const ABSENT: u8 = 3;
 const FORWARD_OR_HOLD: u8 = 4;
 const HELD: u8 = 5;
 const DELIVER_HELD: u8 = 6;
+const FORWARD_OR_HOLD_BRIEFLY: u8 = 7;
 
 /// The inside of a MESSAGE_CONTROL datagram.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
-    /// `hold`: it may wait for its member.
-    Forward { to: PublicKey, hold: bool, passed: Vec<u8> },
-    /// `held`: it waited.
-    Deliver { from: PublicKey, held: bool, passed: Vec<u8> },
+    Forward { to: PublicKey, wait: Wait, passed: Vec<u8> },
+    /// `held`: it waited so long, to the millisecond, for us.
+    Deliver { from: PublicKey, held: Option<Duration>, passed: Vec<u8> },
     /// `held`: it does wait.
     Absent { to: PublicKey, held: bool },
 }
@@ -75,11 +96,18 @@ impl Control {
     pub fn encode(&self) -> Vec<u8> {
         let writer = Writer::default();
         match self {
-            Self::Forward { to, hold, passed } => {
-                writer.u8(if *hold { FORWARD_OR_HOLD } else { FORWARD }).bytes(to.as_bytes()).bytes(passed)
+            Self::Forward { to, wait, passed } => {
+                let op = match wait {
+                    Wait::Never => FORWARD,
+                    Wait::Briefly => FORWARD_OR_HOLD_BRIEFLY,
+                    Wait::Long => FORWARD_OR_HOLD,
+                };
+                writer.u8(op).bytes(to.as_bytes()).bytes(passed)
             }
-            Self::Deliver { from, held, passed } => {
-                writer.u8(if *held { DELIVER_HELD } else { DELIVER }).bytes(from.as_bytes()).bytes(passed)
+            Self::Deliver { from, held: None, passed } => writer.u8(DELIVER).bytes(from.as_bytes()).bytes(passed),
+            Self::Deliver { from, held: Some(held), passed } => {
+                let held = u16::try_from(held.as_millis()).unwrap_or(u16::MAX);
+                writer.u8(DELIVER_HELD).bytes(from.as_bytes()).u16(held).bytes(passed)
             }
             Self::Absent { to, held } => writer.u8(if *held { HELD } else { ABSENT }).bytes(to.as_bytes()),
         }
@@ -90,17 +118,20 @@ impl Control {
         let mut reader = Reader::new(body);
         let op = reader.u8()?;
         let key = PublicKey(reader.array::<KEY_LEN>()?);
+        let held = match op {
+            DELIVER_HELD => Some(Duration::from_millis(reader.u16()?.into())),
+            _ => None,
+        };
         let passed = reader.rest();
         if passed.len() > MAX_PASSED {
             return None;
         }
+        let forward = |wait| Self::Forward { to: key, wait, passed: passed.to_vec() };
         match op {
-            FORWARD | FORWARD_OR_HOLD => {
-                Some(Self::Forward { to: key, hold: op == FORWARD_OR_HOLD, passed: passed.to_vec() })
-            }
-            DELIVER | DELIVER_HELD => {
-                Some(Self::Deliver { from: key, held: op == DELIVER_HELD, passed: passed.to_vec() })
-            }
+            FORWARD => Some(forward(Wait::Never)),
+            FORWARD_OR_HOLD => Some(forward(Wait::Long)),
+            FORWARD_OR_HOLD_BRIEFLY => Some(forward(Wait::Briefly)),
+            DELIVER | DELIVER_HELD => Some(Self::Deliver { from: key, held, passed: passed.to_vec() }),
             ABSENT | HELD => Some(Self::Absent { to: key, held: op == HELD }),
             _ => None,
         }
@@ -126,10 +157,11 @@ mod tests {
     fn every_message_reads_back_as_it_was_written() {
         let key = PublicKey([7; 32]);
         for message in [
-            Control::Forward { to: key, hold: false, passed: vec![1, 2, 3] },
-            Control::Forward { to: key, hold: true, passed: vec![1, 2, 3] },
-            Control::Deliver { from: key, held: false, passed: vec![0; MAX_PASSED] },
-            Control::Deliver { from: key, held: true, passed: vec![0; MAX_PASSED] },
+            Control::Forward { to: key, wait: Wait::Never, passed: vec![1, 2, 3] },
+            Control::Forward { to: key, wait: Wait::Briefly, passed: vec![1, 2, 3] },
+            Control::Forward { to: key, wait: Wait::Long, passed: vec![1, 2, 3] },
+            Control::Deliver { from: key, held: None, passed: vec![0; MAX_PASSED] },
+            Control::Deliver { from: key, held: Some(Duration::from_millis(1999)), passed: vec![0; MAX_PASSED] },
             Control::Absent { to: key, held: false },
             Control::Absent { to: key, held: true },
         ] {
@@ -140,7 +172,7 @@ mod tests {
     #[test]
     fn a_message_too_long_too_short_or_of_no_kind_is_refused() {
         let key = PublicKey([7; 32]);
-        let too_long = Control::Forward { to: key, hold: true, passed: vec![0; MAX_PASSED + 1] };
+        let too_long = Control::Forward { to: key, wait: Wait::Long, passed: vec![0; MAX_PASSED + 1] };
         assert_eq!(Control::parse(&too_long.encode()), None);
         assert_eq!(Control::parse(&Control::Absent { to: key, held: false }.encode()[..32]), None);
         assert_eq!(Control::parse(&[[9].as_slice(), &[7; 32]].concat()), None);

@@ -6,6 +6,7 @@ use super::calling::{ABORT, ANSWER, BUSY_REST, CALL, FIRST_REST, UPDATE};
 use super::punching::{Parties, Sockets};
 use super::{Answered, Call, Incoming, Peer, Purpose, words};
 use crate::proto::action::Drop;
+use crate::proto::allowance::Rate;
 use crate::proto::context::Local;
 use crate::proto::introduction::Via;
 use crate::proto::message_control::{self, Abort, Answer, CallId, Reason, Report};
@@ -18,8 +19,11 @@ use crate::proto::{Instant, SocketId};
 /// been on its way.
 const CROSSED: Duration = Duration::from_secs(2);
 
-/// A peer's calls are taken at most this often: each costs a survey and volleys, at addresses that the caller names.
+/// A peer's calls are taken at most this often: each costs a survey and volleys, at addresses that the caller names …
 pub(super) const CALL_INTERVAL: Duration = Duration::from_millis(150);
+/// … but for one: a caller whose router maps a port a moment after the call places another, which says so and takes the first
+/// one's place before that costs a probe.
+const CALLS: Rate = Rate { burst: 2, per_s: 7 };
 /// A peer's calls may use up so many budgets at once, and one more in each time that a call has: our own tries are held by their
 /// back-off, and a caller need not keep to its own. Three are what a fair one uses up before its back-off is as long.
 const BUDGETS_AHEAD: u32 = 3;
@@ -32,7 +36,7 @@ impl Peer {
     /// Something that the peer had a server, or another member, pass to us.
     pub fn handle_passed(&mut self, now: Instant, local: &mut Local, via: Via, passed: &[u8]) -> Result<(), Drop> {
         match passed.split_first() {
-            Some((&CALL, rest)) => self.handle_call(now, local, via, passed, rest),
+            Some((&CALL, rest)) => self.handle_call(now, local, via, Duration::ZERO, passed, rest),
             Some((&ANSWER, rest)) => {
                 let introduced = std::mem::replace(&mut self.introduced, words::introduced(local, via));
                 let outcome = self.handle_answer(now, local, via, rest);
@@ -47,10 +51,24 @@ impl Peer {
         }
     }
 
-    /// Whether a call from before we registered may be out of date: there is a path by now, or the configured endpoint is
-    /// being asked for one. Who still needs the call repeats it.
-    pub fn is_met_elsewhere(&self) -> bool {
-        self.is_settled() || matches!(self.call, Call::Knocking { .. })
+    /// A call from before we registered, which the server held for so long.
+    pub fn handle_held(
+        &mut self,
+        now: Instant,
+        local: &mut Local,
+        via: Via,
+        held: Duration,
+        passed: &[u8],
+    ) -> Result<(), Drop> {
+        if self.is_settled() || matches!(self.call, Call::Knocking { .. }) {
+            // It may be out of date: there is a path by now, or the configured endpoint is being asked for one. Who still needs the
+            // call repeats it.
+            return Ok(());
+        }
+        match passed.split_first() {
+            Some((&CALL, rest)) => self.handle_call(now, local, via, held, passed, rest),
+            _ => Err(Drop::Malformed),
+        }
     }
 
     fn handle_call(
@@ -58,6 +76,7 @@ impl Peer {
         now: Instant,
         local: &mut Local,
         via: Via,
+        held: Duration,
         passed: &[u8],
         rest: &[u8],
     ) -> Result<(), Drop> {
@@ -79,20 +98,14 @@ impl Peer {
         if received.peer != self.config.public_key {
             return Err(Drop::Unauthentic);
         }
-        let taken = match &self.call {
-            // Its survey, or its hold, is still under way; another one would be as dear.
-            Call::Surveying { purpose: Purpose::Answer(incoming), .. } => Some(incoming.came),
-            _ => None,
-        };
-        let last = taken.max(self.answered.as_ref().map(|answered| answered.at));
-        if last.is_some_and(|last| now.since(last) < CALL_INTERVAL) {
-            return Err(Drop::Overload);
-        }
         if !self.tunnel.is_new(&received) {
             return Err(Drop::Replayed);
         }
         let call = received.exports.call.open(sealed).ok_or(Drop::Unauthentic)?;
         let mut call = message_control::Call::parse(&call).ok_or(Drop::Malformed)?;
+        if !self.calls.take(now, CALLS) {
+            return Err(Drop::Overload);
+        }
         if let Via::Member { delay, .. } = via {
             // The caller meant another way. An introducer that lies can make us late, which it could by waiting; not early.
             call.report.server_delay = call.report.server_delay.max(delay.min(plan::LONGEST_ROUND));
@@ -123,6 +136,7 @@ impl Peer {
             received,
             call,
             came: now,
+            held,
             via,
             holds: Vec::new(),
             holding: None,
@@ -139,7 +153,8 @@ impl Peer {
         let lower = local.identity.public() < self.config.public_key;
         let first = |ours: &Report| if ours.waiting == theirs.waiting { lower } else { ours.waiting };
         match &self.call {
-            Call::Calling(calling) => first(&calling.report),
+            // The peer never gets one that waited in vain.
+            Call::Calling(calling) => first(&calling.report) && !calling.is_over(now),
             Call::Punching(punching) => {
                 let punch = &punching.punch;
                 first(punching.ours()) && punch.role() == Role::Caller && now.since(punch.opened()) < CROSSED
@@ -163,7 +178,7 @@ impl Peer {
         let sealed = key.seal(&Abort { id, reason }.encode());
         let answer = [[ABORT].as_slice(), &index, &sealed].concat();
         self.pass(now, local, via, answer.clone());
-        self.answered = Some(Answered { passed: passed.to_vec(), answer, at: now });
+        self.answered = Some(Answered { passed: passed.to_vec(), answer });
         Ok(())
     }
 
@@ -173,7 +188,7 @@ impl Peer {
 
     /// Answers with our own second tuple, the differential, and the modifications to the caller's (patent \[0067\]).
     pub(super) fn answer(&mut self, now: Instant, local: &mut Local, socket: SocketId, incoming: Incoming) {
-        let Incoming { passed, received, call, came, via, holds, .. } = incoming;
+        let Incoming { passed, received, call, came, held, via, holds, .. } = incoming;
         let beside = call.beside;
         self.introduced = words::introduced(local, via);
         let (mut ours, fresh) = local.report(now, socket, via);
@@ -182,7 +197,7 @@ impl Peer {
         // Half of both round trips to who passes the call: when the caller most likely has the answer.
         let until_start = (call.report.server_delay + ours.server_delay) / 2 + COMPUTING;
         let round = plan::round_of(until_start);
-        let since_call = now.since(came) + until_start;
+        let since_call = held + now.since(came) + until_start;
         let terms = plan::terms(&call.report, &ours, since_call, until_start, round);
         let sockets = Sockets { reported: socket, fresh, watches: Vec::new() };
         let hard =
@@ -204,7 +219,7 @@ impl Peer {
         let answer = Answer { id: call.id, report: ours.clone(), terms };
         let answer = [[ANSWER].as_slice(), &response, &key.seal(&answer.encode())].concat();
         self.pass(now, local, via, answer.clone());
-        self.answered = Some(Answered { passed, answer, at: now });
+        self.answered = Some(Answered { passed, answer });
         let parties = Parties { id: call.id, role: Role::Called, ours, theirs: call.report, terms, via, beside };
         self.punch(now, local, index, now + until_start, parties, sockets);
     }

@@ -18,7 +18,7 @@ use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan;
 use crate::proto::punch::Role;
-use crate::proto::rendezvous::HOLD;
+use crate::proto::rendezvous::Wait;
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
 use crate::proto::{Action, Instant, SocketId};
 
@@ -327,6 +327,7 @@ impl Peer {
             due,
             tries: 0,
             passers: Passers::default(),
+            wait: Wait::Never,
             held: None,
             crossed: false,
             watches,
@@ -343,10 +344,16 @@ impl Peer {
         let Call::Calling(calling) = &mut self.call else { return };
         calling.tries += 1;
         let mut has_server = false;
-        // What a call says of ports that move is old in a moment. And beside a path, the peer is heard of there first.
-        let hold = !self.was_held && !local.discovery.moves() && self.paths.current().is_none();
+        // Beside a path, the peer is heard of there first.
+        calling.wait = if self.was_held || self.paths.current().is_some() {
+            Wait::Never
+        } else if local.discovery.moves() {
+            Wait::Briefly
+        } else {
+            Wait::Long
+        };
         for server in &mut local.servers {
-            has_server |= server.forward(now, self.config.public_key, hold, calling.passed.clone());
+            has_server |= server.forward(now, self.config.public_key, calling.wait, calling.passed.clone());
         }
         // Servers come first, for they are nobody's office. A server that is gone is noticed much later than a lost answer.
         if !has_server || calling.tries > 1 {
@@ -356,11 +363,15 @@ impl Peer {
 
     fn repeat_call(&mut self, now: Instant, local: &mut Local) {
         let Call::Calling(calling) = &mut self.call else { return };
-        if calling.held.is_some_and(|since| now.since(since) >= HOLD) {
-            // A new call takes the place of the held one, so that the peer is not called by one that nobody waits for any more.
+        if calling.is_over(now) {
             self.was_held = true;
-            self.end_call(local, None);
-            self.begin_call(now, local);
+            if calling.wait == Wait::Briefly {
+                self.on_absent(now, local);
+            } else {
+                // A new call takes the place of the held one, so that the peer is not called by one that nobody waits for any more.
+                self.end_call(local, None);
+                self.begin_call(now, local);
+            }
         } else if calling.tries < CALL_TRIES {
             calling.due = now + retry_after(&calling.report) * 3u32.pow(calling.tries) / 2u32.pow(calling.tries);
             self.pass_call(now, local);
@@ -390,6 +401,11 @@ impl Peer {
             self.why = Some(words::absent(local, &calling.passers));
             return;
         }
+        self.on_absent(now, local);
+    }
+
+    /// Nobody knows the peer who could pass our call.
+    fn on_absent(&mut self, now: Instant, local: &mut Local) {
         if self.paths.current().is_some() {
             // It may be about to tell the server where it is now.
             self.pause(now, local, ABSENT_REST);
@@ -551,6 +567,13 @@ impl Peer {
         self.end_call(local, None);
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 256.0);
         self.call = Call::Resting { until: now + wait + jitter };
+    }
+}
+
+impl Calling {
+    /// Whether a server held it for as long as it may wait.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.held.is_some_and(|since| now.since(since) >= self.wait.time())
     }
 }
 

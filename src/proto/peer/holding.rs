@@ -59,7 +59,7 @@ impl Peer {
         let theirs = &incoming.call.report;
         let signal = (ours.server_delay + theirs.server_delay) / 2 + COMPUTING;
         // The call came a signal after its report; the sweep comes after the hold's round trip and the answer.
-        let ahead = signal + now.since(incoming.came) + ours.server_delay + signal;
+        let ahead = signal + incoming.held + now.since(incoming.came) + ours.server_delay + signal;
         let places = plan::wants_hold(&ours, theirs, true, ahead, self.knows_better(local, &ours, theirs));
         let holding = self.start_hold(now, local, &places, incoming.tries)?;
         incoming.tries += 1;

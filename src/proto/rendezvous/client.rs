@@ -7,7 +7,8 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::RngCore;
 
-use super::{Control, KEEPALIVE, RENEW_AFTER, RESET_LEN};
+use super::echo::Echoes;
+use super::{Control, KEEPALIVE, RENEW_AFTER, RESET_LEN, Wait};
 use crate::proto::action::Drop;
 use crate::proto::codec::Reader;
 use crate::proto::config::{Host, Rendezvous};
@@ -57,6 +58,7 @@ pub struct Client {
     /// When it last said that it does not know us.
     reset_at: Option<Instant>,
     transmits: VecDeque<Transmit>,
+    echoes: Echoes<Transmit>,
     actions: VecDeque<Action>,
 }
 
@@ -91,10 +93,10 @@ enum Handshake {
 /// What came from the server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Word {
-    /// A sealed call, answer or abort of that member's. `held`: a call from before we registered.
+    /// A sealed call, answer or abort of that member's. `held`: a call, so long before we registered.
     Deliver {
         from: PublicKey,
-        held: bool,
+        held: Option<Duration>,
         passed: Vec<u8>,
     },
     /// That member is not registered there. `held`: it gets the call if it registers soon.
@@ -131,6 +133,7 @@ impl Client {
             public: None,
             reset_at: None,
             transmits: VecDeque::new(),
+            echoes: Echoes::default(),
             actions: VecDeque::new(),
         }
     }
@@ -160,10 +163,9 @@ impl Client {
         waiting || self.session.as_ref().is_some_and(|registration| registration.session.local_index == index)
     }
 
-    /// Has the server pass something to another member, or `hold` it for a moment if that is not there. `false`: not registered
-    /// just now.
-    pub fn forward(&mut self, now: Instant, to: PublicKey, hold: bool, passed: Vec<u8>) -> bool {
-        self.send(now, Dudp::MessageControl, &Control::Forward { to, hold, passed }.encode())
+    /// Has the server pass something to another member, or hold it if that is not there. `false`: not registered just now.
+    pub fn forward(&mut self, now: Instant, to: PublicKey, wait: Wait, passed: Vec<u8>) -> bool {
+        self.send_twice(now, Dudp::MessageControl, &Control::Forward { to, wait, passed }.encode())
     }
 
     /// The network changed: the registration may be at an address that is ours no longer.
@@ -188,6 +190,7 @@ impl Client {
     }
 
     pub fn handle_timeout(&mut self, now: Instant, wall: Wall, local: &Identity, rng: &mut ChaCha20Rng) {
+        self.transmits.extend(std::iter::from_fn(|| self.echoes.poll(now)));
         match &self.handshake {
             Handshake::Rest { until } if now >= *until => self.shake_hands(now, wall, local, rng, 0),
             Handshake::Resolving { again } if now >= *again => self.shake_hands(now, wall, local, rng, 0),
@@ -254,13 +257,13 @@ impl Client {
         let index = rng.next_u32();
         let (initiator, mut message, _) = Initiator::start(local, &self.remote, None, index, self.timestamp, rng);
         self.jar.stamp(now, &mut message);
-        self.transmits.push_back(Transmit {
-            socket: SocketId::main_for(&to),
-            to,
-            ttl: None,
-            whole: false,
-            payload: message.to_vec(),
-        });
+        let transmit =
+            Transmit { socket: SocketId::main_for(&to), to, ttl: None, whole: false, payload: message.to_vec() };
+        if tries == 0 && self.session.is_none() {
+            // Nothing can begin before. Those who have a session are in no hurry, and may be many.
+            self.echoes.push(now, transmit.clone());
+        }
+        self.transmits.push_back(transmit);
         let first = self.rtt.map_or(FIRST_RETRY, |rtt| (rtt * 2).max(SOONEST_RETRY));
         let wait = (first * 2u32.pow(tries.min(8))).min(LONGEST_RETRY);
         // A quarter of jitter, so that the members of a server that was restarted do not come all at once.
@@ -277,7 +280,10 @@ impl Client {
         message: &[u8],
         rng: &mut ChaCha20Rng,
     ) -> Result<(), Drop> {
-        let Handshake::Waiting { initiator, sent, .. } = &self.handshake else { return Err(Drop::Unknown) };
+        let Handshake::Waiting { initiator, sent, .. } = &self.handshake else {
+            // The answer to the second copy of our initiation.
+            return if self.session.is_some() { Ok(()) } else { Err(Drop::Unknown) };
+        };
         let (keys, _) = initiator.finish(message)?;
         self.rtt = Some(now.since(*sent));
         let first = self.session.is_none();
@@ -293,7 +299,7 @@ impl Client {
         let jitter = RENEW_AFTER.mul_f64(f64::from(rng.next_u32() % 256) / 2560.0);
         self.handshake = Handshake::Rest { until: now + RENEW_AFTER + jitter };
         // The first packet in the session is what registers us.
-        self.send(now, Dudp::Register, &[0; 19]);
+        self.send_twice(now, Dudp::Register, &[0; 19]);
         if first {
             self.actions.push_back(Action::Event(Event::Registered { server: self.name() }));
         }
@@ -312,7 +318,11 @@ impl Client {
     /// A sealed message of the family whose receiver index is ours.
     pub fn handle_sealed(&mut self, now: Instant, kind: Dudp, from: SocketAddr, datagram: &[u8]) -> Result<Word, Drop> {
         let registration = self.session.as_mut().ok_or(Drop::Unknown)?;
-        let body = registration.session.opener.open_message(HEADER_LEN, datagram)?;
+        let body = match registration.session.opener.open_message(HEADER_LEN, datagram) {
+            // The second copy.
+            Err(Drop::Replayed) => return Ok(Word::Nothing),
+            opened => opened?,
+        };
         // The server answers from where it was asked; an authentic packet from elsewhere changes nothing.
         if from != registration.address {
             return Err(Drop::Unknown);
@@ -390,6 +400,14 @@ impl Client {
         true
     }
 
+    fn send_twice(&mut self, now: Instant, kind: Dudp, body: &[u8]) -> bool {
+        let is_sent = self.send(now, kind, body);
+        if let Some(transmit) = self.transmits.back().filter(|_| is_sent) {
+            self.echoes.push(now, transmit.clone());
+        }
+        is_sent
+    }
+
     pub fn poll_timeout(&self) -> Option<Instant> {
         let handshake = match &self.handshake {
             Handshake::Rest { until } => *until,
@@ -398,7 +416,7 @@ impl Client {
         };
         let register =
             self.session.as_ref().map(|registration| registration.register_due(self.keepalive, self.register_retry()));
-        Some(register.map_or(handshake, |register| register.min(handshake)))
+        [Some(handshake), register, self.echoes.poll_timeout()].into_iter().flatten().min()
     }
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {

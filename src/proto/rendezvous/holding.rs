@@ -6,8 +6,8 @@
 //! any holding.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use super::HOLD;
 use crate::proto::Instant;
 use crate::proto::keys::PublicKey;
 
@@ -21,7 +21,7 @@ const MAX_FOR_ONE: usize = 4;
 #[derive(Default)]
 pub struct Held {
     calls: BTreeMap<u64, Call>,
-    /// The number of the next call; they end in the order of their numbers, as each is held equally long.
+    /// The number of the next call.
     next: u64,
     /// The one call of each caller.
     by_caller: BTreeMap<PublicKey, u64>,
@@ -32,12 +32,13 @@ struct Call {
     from: PublicKey,
     to: PublicKey,
     passed: Vec<u8>,
+    since: Instant,
     until: Instant,
 }
 
 impl Held {
-    /// Holds a call, in place of the one that the caller has here. `false`: enough others are held for `to`.
-    pub fn hold(&mut self, now: Instant, from: PublicKey, to: PublicKey, passed: Vec<u8>) -> bool {
+    /// Holds a call for so long, in place of the one that the caller has here. `false`: enough others are held for `to`.
+    pub fn hold(&mut self, now: Instant, from: PublicKey, to: PublicKey, time: Duration, passed: Vec<u8>) -> bool {
         if let Some(number) = self.by_caller.get(&from).copied() {
             self.drop(number);
         }
@@ -49,21 +50,21 @@ impl Held {
         }
         let number = self.next;
         self.next += 1;
-        self.calls.insert(number, Call { from, to, passed, until: now + HOLD });
+        self.calls.insert(number, Call { from, to, passed, since: now, until: now + time });
         self.by_caller.insert(from, number);
         self.by_target.entry(to).or_default().push_back(number);
         true
     }
 
-    /// What is held for `to`, the oldest first; it is held no longer.
-    pub fn take(&mut self, now: Instant, to: PublicKey) -> Vec<(PublicKey, Vec<u8>)> {
+    /// What is held for `to`, from whom and for how long so far, the oldest first; it is held no longer.
+    pub fn take(&mut self, now: Instant, to: PublicKey) -> Vec<(PublicKey, Duration, Vec<u8>)> {
         let numbers = self.by_target.remove(&to).unwrap_or_default();
         let calls = numbers.into_iter().filter_map(|number| self.calls.remove(&number));
         let mut taken = Vec::new();
         for call in calls {
             self.by_caller.remove(&call.from);
             if now < call.until {
-                taken.push((call.from, call.passed));
+                taken.push((call.from, now.since(call.since), call.passed));
             }
         }
         taken
@@ -83,6 +84,7 @@ impl Held {
         }
     }
 
+    /// Those that end sooner than the oldest are dropped with it: nobody gets them meanwhile.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.calls.values().next().map(|call| call.until)
     }
@@ -107,11 +109,11 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use super::super::Wait;
     use super::*;
 
     const START: Instant = Instant::from_nanos(1_000_000_000);
+    const LONG: Duration = Wait::Long.time();
 
     fn key(number: usize) -> PublicKey {
         let mut bytes = [0; 32];
@@ -129,25 +131,25 @@ mod tests {
     #[test]
     fn what_is_held_for_a_member_is_had_once_and_in_order() {
         let mut held = Held::default();
-        assert!(held.hold(START, key(1), key(9), vec![1]));
-        assert!(held.hold(START, key(2), key(9), vec![2]));
-        assert!(held.hold(START, key(3), key(8), vec![3]));
-        assert_eq!(held.take(START, key(9)), [(key(1), vec![1]), (key(2), vec![2])]);
+        assert!(held.hold(START, key(1), key(9), LONG, vec![1]));
+        assert!(held.hold(START, key(2), key(9), LONG, vec![2]));
+        assert!(held.hold(START, key(3), key(8), LONG, vec![3]));
+        assert_eq!(held.take(START, key(9)), [(key(1), Duration::ZERO, vec![1]), (key(2), Duration::ZERO, vec![2])]);
         check(&held);
         assert!(held.take(START, key(9)).is_empty());
-        assert_eq!(held.take(START, key(8)), [(key(3), vec![3])]);
+        assert_eq!(held.take(START, key(8)), [(key(3), Duration::ZERO, vec![3])]);
         assert_eq!(held.poll_timeout(), None);
     }
 
     #[test]
     fn a_callers_newer_call_takes_the_place_of_its_older_one() {
         let mut held = Held::default();
-        assert!(held.hold(START, key(1), key(9), vec![1]));
-        assert!(held.hold(START, key(1), key(8), vec![2]));
+        assert!(held.hold(START, key(1), key(9), LONG, vec![1]));
+        assert!(held.hold(START, key(1), key(8), LONG, vec![2]));
         check(&held);
         assert!(held.take(START, key(9)).is_empty());
-        assert_eq!(held.take(START, key(8)), [(key(1), vec![2])]);
-        assert!(held.hold(START, key(1), key(9), vec![1]));
+        assert_eq!(held.take(START, key(8)), [(key(1), Duration::ZERO, vec![2])]);
+        assert!(held.hold(START, key(1), key(9), LONG, vec![1]));
         held.forget(key(1), key(8));
         assert_eq!(held.calls.len(), 1, "it is not for that one");
         held.forget(key(1), key(9));
@@ -158,11 +160,11 @@ mod tests {
     #[test]
     fn a_member_has_only_so_many_calls_held_for_it() {
         let mut held = Held::default();
-        let taken = (0..10).filter(|from| held.hold(START, key(*from), key(99), vec![0])).count();
+        let taken = (0..10).filter(|from| held.hold(START, key(*from), key(99), LONG, vec![0])).count();
         assert_eq!(taken, MAX_FOR_ONE);
         check(&held);
-        assert!(held.hold(START, key(0), key(99), vec![1]), "who has a place keeps it");
-        assert!(!held.hold(START, key(5), key(99), vec![1]));
+        assert!(held.hold(START, key(0), key(99), LONG, vec![1]), "who has a place keeps it");
+        assert!(!held.hold(START, key(5), key(99), LONG, vec![1]));
         assert_eq!(held.take(START, key(99)).len(), MAX_FOR_ONE);
     }
 
@@ -170,7 +172,7 @@ mod tests {
     fn the_oldest_goes_where_too_many_are_held_in_all() {
         let mut held = Held::default();
         for number in 0..MAX_HELD + 10 {
-            assert!(held.hold(START, key(number), key(1_000_000 + number), vec![0]));
+            assert!(held.hold(START, key(number), key(1_000_000 + number), LONG, vec![0]));
         }
         check(&held);
         assert_eq!(held.calls.len(), MAX_HELD);
@@ -179,18 +181,31 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_held_for_two_seconds() {
+    fn a_call_is_held_for_as_long_as_it_may_wait() {
         let mut held = Held::default();
         let later = START + Duration::from_millis(500);
-        held.hold(START, key(1), key(9), vec![1]);
-        held.hold(later, key(2), key(9), vec![2]);
-        assert_eq!(held.poll_timeout(), Some(START + HOLD));
-        held.handle_timeout(START + HOLD - Duration::from_nanos(1));
+        held.hold(START, key(1), key(9), LONG, vec![1]);
+        held.hold(later, key(2), key(9), LONG, vec![2]);
+        assert_eq!(held.poll_timeout(), Some(START + LONG));
+        held.handle_timeout(START + LONG - Duration::from_nanos(1));
         assert_eq!(held.calls.len(), 2);
-        held.handle_timeout(START + HOLD);
-        assert_eq!(held.poll_timeout(), Some(later + HOLD));
+        held.handle_timeout(START + LONG);
+        assert_eq!(held.poll_timeout(), Some(later + LONG));
         check(&held);
-        assert_eq!(held.take(later + HOLD, key(9)), [], "nor is it delivered late, if nobody looked");
+        assert_eq!(held.take(later + LONG, key(9)), [], "nor is it delivered late, if nobody looked");
         assert_eq!(held.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_call_that_waits_briefly_behind_one_that_waits_long_is_not_delivered_late() {
+        let mut held = Held::default();
+        let brief = Wait::Briefly.time();
+        held.hold(START, key(1), key(9), LONG, vec![1]);
+        held.hold(START, key(2), key(9), brief, vec![2]);
+        held.hold(START, key(3), key(8), brief, vec![3]);
+        let soon = START + brief / 2;
+        assert_eq!(held.take(soon, key(8)), [(key(3), brief / 2, vec![3])]);
+        assert_eq!(held.take(START + brief, key(9)), [(key(1), brief, vec![1])]);
+        check(&held);
     }
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::echo::Echoes;
 use super::holding::Held;
-use super::{Control, FORGET_AFTER, RENEW_AFTER, receiver, reset};
+use super::{Control, FORGET_AFTER, RENEW_AFTER, Wait, receiver, reset};
 use crate::proto::Instant;
 use crate::proto::action::{Drop, Drops};
 use crate::proto::allowance::{Allowance, Rate};
@@ -19,7 +20,7 @@ use crate::proto::codec::Writer;
 use crate::proto::cookie::{Gate, Verdict};
 use crate::proto::keys::{PrivateKey, PublicKey};
 use crate::proto::noise::timestamp::Timestamp;
-use crate::proto::noise::{Identity, Received};
+use crate::proto::noise::{Identity, RESPONSE_LEN, Received};
 use crate::proto::replay::CONTROL_WORDS;
 use crate::proto::session::Session;
 use crate::proto::wire::{Dudp, HEADER_LEN, Kind, WireGuard};
@@ -45,9 +46,13 @@ pub struct Server {
     /// When to look whether a session has ended; one entry a session, put off while it is alive.
     checks: VecDeque<(Instant, u32)>,
     held: Held,
-    transmits: VecDeque<(usize, SocketAddr, Vec<u8>)>,
+    transmits: VecDeque<Transmit>,
+    echoes: Echoes<Transmit>,
     drops: Drops,
 }
+
+/// By which listener, to whom, and what.
+type Transmit = (usize, SocketAddr, Vec<u8>);
 
 #[derive(Default)]
 struct Member {
@@ -55,7 +60,7 @@ struct Member {
     timestamp: Timestamp,
     registered: Option<Place>,
     /// Shaken hands with, not yet heard from.
-    unconfirmed: Option<Place>,
+    unconfirmed: Option<Unconfirmed>,
     allowance: Allowance,
 }
 
@@ -63,7 +68,15 @@ struct Place {
     session: Session,
     listener: usize,
     address: SocketAddr,
+    /// Where the handshake was answered. If the member is still there, it read that.
+    proved: SocketAddr,
     last_heard: Instant,
+}
+
+struct Unconfirmed {
+    place: Place,
+    /// What was answered to the initiation, for a second copy of that.
+    response: [u8; RESPONSE_LEN],
 }
 
 impl Server {
@@ -82,6 +95,7 @@ impl Server {
             checks: VecDeque::new(),
             held: Held::default(),
             transmits: VecDeque::new(),
+            echoes: Echoes::default(),
             drops: Drops::default(),
         }
     }
@@ -124,15 +138,22 @@ impl Server {
             return Err(Drop::Overload);
         }
         let member = self.members.entry(key).or_default();
+        if let Some(unconfirmed) = &member.unconfirmed
+            && unconfirmed.answers(&received, member.timestamp, from)
+        {
+            self.transmits.push_back((listener, from, unconfirmed.response.to_vec()));
+            return Ok(());
+        }
         if received.timestamp <= member.timestamp {
             return Err(Drop::Replayed);
         }
         member.timestamp = received.timestamp;
         let index = self.rng.next_u32();
         let (response, keys, _) = received.respond(None, index, &mut self.rng);
-        let place = Place { session: Session::new(keys, now, CONTROL_WORDS), listener, address: from, last_heard: now };
-        if let Some(old) = member.unconfirmed.replace(place) {
-            self.sessions.remove(&old.session.local_index);
+        let session = Session::new(keys, now, CONTROL_WORDS);
+        let place = Place { session, listener, address: from, proved: from, last_heard: now };
+        if let Some(old) = member.unconfirmed.replace(Unconfirmed { place, response }) {
+            self.sessions.remove(&old.place.session.local_index);
         }
         self.sessions.insert(index, key);
         self.checks.push_back((now + CONFIRM_WITHIN, index));
@@ -156,37 +177,40 @@ impl Server {
         };
         let member = self.members.get_mut(&key).ok_or(Drop::Unknown)?;
         let place = member.place_mut(index).ok_or(Drop::Unknown)?;
-        let body = place.session.opener.open_message(HEADER_LEN, datagram)?;
-        // The handshake's answer was read where it was sent to.
-        let is_proved = place.address == from;
+        let body = match place.session.opener.open_message(HEADER_LEN, datagram) {
+            // The second copy.
+            Err(Drop::Replayed) => return Ok(()),
+            opened => opened?,
+        };
         place.listener = listener;
         place.address = from;
         place.last_heard = now;
-        let is_new = member.unconfirmed.as_ref().is_some_and(|place| place.session.local_index == index);
-        if is_new {
-            let old = std::mem::replace(&mut member.registered, member.unconfirmed.take());
-            if let Some(old) = old {
-                self.sessions.remove(&old.session.local_index);
-            }
+        let is_proved = place.is_proved();
+        let new = member.unconfirmed.take_if(|unconfirmed| unconfirmed.place.session.local_index == index);
+        let is_new = new.is_some();
+        if let Some(new) = new
+            && let Some(old) = member.registered.replace(new.place)
+        {
+            self.sessions.remove(&old.session.local_index);
         }
         let outcome = match kind {
             Dudp::Register => {
                 let seen = Writer::default().address(from).finish();
-                self.send(key, Dudp::Register, &seen);
+                self.send(now, key, Dudp::Register, &seen);
                 Ok(())
             }
             _ => self.handle_control(now, key, &body),
         };
         if is_new && is_proved {
-            for (from, passed) in self.held.take(now, key) {
-                self.send(key, Dudp::MessageControl, &Control::Deliver { from, held: true, passed }.encode());
+            for (from, held, passed) in self.held.take(now, key) {
+                self.send(now, key, Dudp::MessageControl, &Control::Deliver { from, held: Some(held), passed }.encode());
             }
         }
         outcome
     }
 
     fn handle_control(&mut self, now: Instant, from: PublicKey, body: &[u8]) -> Result<(), Drop> {
-        let Control::Forward { to, hold, passed } = Control::parse(body).ok_or(Drop::Malformed)? else {
+        let Control::Forward { to, wait, passed } = Control::parse(body).ok_or(Drop::Malformed)? else {
             return Err(Drop::Malformed);
         };
         let caller = self.members.get_mut(&from).ok_or(Drop::Unknown)?;
@@ -195,22 +219,27 @@ impl Server {
         }
         self.held.forget(from, to);
         if self.members.get(&to).is_some_and(|member| member.registered.is_some()) {
-            self.send(to, Dudp::MessageControl, &Control::Deliver { from, held: false, passed }.encode());
+            self.send(now, to, Dudp::MessageControl, &Control::Deliver { from, held: None, passed }.encode());
         } else {
-            let held = hold && self.held.hold(now, from, to, passed);
-            self.send(from, Dudp::MessageControl, &Control::Absent { to, held }.encode());
+            let held = wait != Wait::Never && self.held.hold(now, from, to, wait.time(), passed);
+            self.send(now, from, Dudp::MessageControl, &Control::Absent { to, held }.encode());
         }
         Ok(())
     }
 
-    fn send(&mut self, to: PublicKey, kind: Dudp, body: &[u8]) {
+    fn send(&mut self, now: Instant, to: PublicKey, kind: Dudp, body: &[u8]) {
         let Some(place) = self.members.get_mut(&to).and_then(|member| member.registered.as_mut()) else { return };
         if let Some(message) = place.session.sealer.seal_message(&kind.header(), body) {
-            self.transmits.push_back((place.listener, place.address, message));
+            let transmit = (place.listener, place.address, message);
+            if kind == Dudp::MessageControl && place.is_proved() {
+                self.echoes.push(now, transmit.clone());
+            }
+            self.transmits.push_back(transmit);
         }
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.transmits.extend(std::iter::from_fn(|| self.echoes.poll(now)));
         self.held.handle_timeout(now);
         while let Some((_, index)) = self.checks.pop_front_if(|(due, _)| now >= *due) {
             let Some(key) = self.sessions.get(&index).copied() else { continue };
@@ -235,14 +264,15 @@ impl Server {
         }
     }
 
-    pub fn poll_transmit(&mut self) -> Option<(usize, SocketAddr, Vec<u8>)> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         // Not sorted strictly, for half-open registrations are looked at sooner than others; the first is due soon enough to
         // look at what stands behind it.
-        self.checks.front().map(|(due, _)| *due).into_iter().chain(self.held.poll_timeout()).min()
+        let check = self.checks.front().map(|(due, _)| *due);
+        [check, self.held.poll_timeout(), self.echoes.poll_timeout()].into_iter().flatten().min()
     }
 
     /// How many members are registered.
@@ -261,8 +291,22 @@ impl Server {
 
 impl Member {
     fn place_mut(&mut self, index: u32) -> Option<&mut Place> {
-        let places = [&mut self.registered, &mut self.unconfirmed];
+        let unconfirmed = self.unconfirmed.as_mut().map(|unconfirmed| &mut unconfirmed.place);
+        let places = [self.registered.as_mut(), unconfirmed];
         places.into_iter().flatten().find(|place| place.session.local_index == index)
+    }
+}
+
+impl Place {
+    fn is_proved(&self) -> bool {
+        self.address == self.proved
+    }
+}
+
+impl Unconfirmed {
+    /// Whether `received` is once more what it answered, `last` being the newest initiation's timestamp, from the same place.
+    fn answers(&self, received: &Received, last: Timestamp, from: SocketAddr) -> bool {
+        received.timestamp == last && received.index == self.place.session.remote_index && from == self.place.address
     }
 }
 

@@ -32,15 +32,10 @@ impl Tally {
             let at = took.len().checked_sub(1)? * percent / 100;
             took.get(at).copied().filter(|time| *time < Duration::MAX)
         };
-        let is_over = |run: &&Outcome| {
-            let entries = row.goal.entries.iter().zip(run.entries);
-            run.probes.iter().any(|probes| *probes > row.goal.probes)
-                || entries.into_iter().any(|(budget, used)| budget.is_some_and(|budget| used > budget))
-        };
         Self {
             runs: outcomes.len(),
             good: runs().filter(|run| run.good).count(),
-            over: runs().filter(is_over).count(),
+            over: runs().filter(|run| is_over(row, run)).count(),
             median: quantile(50),
             p95: quantile(95),
             probes: middle_and_most(runs().map(|run| run.probes.into_iter().max().unwrap_or(0).into())),
@@ -91,6 +86,13 @@ impl Tally {
             if self.is_met(row) { "yes" } else { "**no**" },
         )
     }
+}
+
+/// Whether a run went beyond its row's budgets.
+pub fn is_over(row: &Row, run: &Outcome) -> bool {
+    let mut entries = row.goal.entries.iter().zip(run.entries);
+    run.probes.iter().any(|probes| *probes > row.goal.probes)
+        || entries.any(|(budget, used)| budget.is_some_and(|budget| used > budget))
 }
 
 /// The 95 % interval of a proportion (E. B. Wilson, 1927): right for few runs and close to all or none, too.
