@@ -177,6 +177,8 @@ pub struct Paths {
     suspect: bool,
     /// Paths that were left for others, the latest last, and until when they are listened on.
     left: Vec<(Way, Instant)>,
+    /// Ways that work and are no better than the path in use, the latest last, and until when they are not asked again.
+    declined: Vec<(Way, Instant)>,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
@@ -221,6 +223,21 @@ impl Paths {
     /// Whether `way` was left a moment ago, so that what comes there was sent before.
     pub fn was_left(&self, now: Instant, way: Way) -> bool {
         self.left.iter().any(|(left, until)| *left == way && now < *until)
+    }
+
+    /// `way` works, and is not taken. Without this, each side's question about it would be the other's reason to ask back, a
+    /// round trip after the other.
+    pub fn decline(&mut self, now: Instant, way: Way) {
+        self.declined.retain(|(declined, until)| *declined != way && now < *until);
+        if self.declined.len() == MAX_LEFT {
+            self.declined.remove(0);
+        }
+        self.declined.push((way, now + LINGER));
+    }
+
+    /// Whether `way` was declined a moment ago.
+    pub fn was_declined(&self, now: Instant, way: Way) -> bool {
+        self.declined.iter().any(|(declined, until)| *declined == way && now < *until)
     }
 
     /// Until when a socket is to stay open for what is on its way there.

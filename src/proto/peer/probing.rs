@@ -80,7 +80,7 @@ impl Peer {
             }
             return;
         }
-        if !ack.chosen && self.is_settled() && self.paths.was_left(now, way) {
+        if !ack.chosen && self.is_settled() && (self.paths.was_left(now, way) || self.paths.was_declined(now, way)) {
             return;
         }
         let via = method_of(ack.via);
@@ -152,11 +152,13 @@ impl Peer {
         let was_current = self.paths.is_current(way);
         // Roaming: the peer sends from there now, so that is where it is to be answered.
         if !was_current && !self.paths.improves(method) && method != Method::Roamed {
+            self.paths.decline(now, way);
             return;
         }
         let method = if was_current { self.paths.current().map_or(method, |path| path.method) } else { method };
         // The caller chooses; but where it went while it called is no choice.
         if called && self.paths.is_proved() && !was_current && method != Method::Roamed {
+            self.paths.decline(now, way);
             return;
         }
         self.adopt(now, local, way, method, true);
