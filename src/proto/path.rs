@@ -220,6 +220,13 @@ impl Paths {
         self.suspect = false;
     }
 
+    /// The path in use works in both directions.
+    pub fn prove(&mut self) {
+        if let Some(path) = &mut self.current {
+            path.proved = true;
+        }
+    }
+
     /// Whether `way` was left a moment ago, so that what comes there was sent before.
     pub fn was_left(&self, now: Instant, way: Way) -> bool {
         self.left.iter().any(|(left, until)| *left == way && now < *until)

@@ -386,8 +386,13 @@ impl Peer {
         let Call::Calling(calling) = &mut self.call else { return };
         if held {
             calling.held.get_or_insert(now);
-            // A member that starts may first knock at an endpoint; what is held reaches it anyhow.
-            calling.due = calling.due.max(now + HELD_RETRY);
+            // A member that starts may first knock at an endpoint; what is held reaches it anyhow. What is held briefly is never
+            // repeated, so its answer has the time that it takes: a survey that loses a packet, and the way back.
+            let answered = match calling.wait {
+                Wait::Briefly => calling.wait.time() + retry_after(&calling.report) * 2,
+                Wait::Never | Wait::Long => HELD_RETRY,
+            };
+            calling.due = calling.due.max(now + answered);
         }
         let servers = local.servers.iter().filter(|server| server.is_connected()).count();
         match calling.passers.note_absent(via, servers, &local.introducers, self.id) {

@@ -111,8 +111,10 @@ impl Peer {
         }
     }
 
-    /// The caller's choice is ours. It was proved by the caller's probe; ours, once, tells how long it takes.
+    /// The caller's choice is ours. It was proved by the caller's probe; ours, once, tells how long it takes. What else is proved
+    /// from now on is no better: the caller has closed it.
     fn follow(&mut self, now: Instant, local: &mut Local, way: Way) {
+        self.paths.prove();
         self.settle(now, local, way);
         if self.paths.rtt().is_none() {
             self.challenge(now, local, way, Goal::Greet);
