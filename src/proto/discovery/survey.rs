@@ -226,10 +226,29 @@ impl Survey {
         if self.waited || about_mapping.all(|query| query.outcome != Outcome::Waiting) {
             return None;
         }
-        Some(match self.last_answer {
+        let waited = match self.last_answer {
             Some(last) => (last + self.first_round_trip() * 2 + PATIENCE).min(self.started + GIVE_UP),
             None => self.started + GIVE_UP,
-        })
+        };
+        Some(self.told_at().map_or(waited, |told| told.min(waited)))
+    }
+
+    /// When enough was seen around the shots of a hold: at once where the question before each of them is answered and the one
+    /// behind it, else a moment later, if others are that lie further off. The first question of all may have kept its port.
+    fn told_at(&self) -> Option<Instant> {
+        let answered = |query: &Query| matches!(query.outcome, Outcome::Answered { .. });
+        let around = |shot: &Shot| Some((self.queries.get(..=shot.after)?, self.queries.get(shot.after + 1..)?));
+        let mut is_near = true;
+        for shot in &self.shots {
+            let (before, behind) = around(shot)?;
+            let before = &before[usize::from(shot.after > 0)..];
+            if !before.iter().any(answered) || !behind.iter().any(answered) {
+                return None;
+            }
+            is_near &= before.last().is_some_and(answered) && behind.first().is_some_and(answered);
+        }
+        let first = self.first_answer.filter(|_| !self.shots.is_empty())?;
+        Some(if is_near { first } else { first + OVERDUE })
     }
 
     /// When a question is to be asked, for the first time or again.

@@ -373,6 +373,10 @@ impl Peer {
                 self.begin_call(now, local);
             }
         } else if calling.tries < CALL_TRIES {
+            if calling.wait == Wait::Briefly {
+                // This one starts to wait anew, if it must.
+                calling.held = None;
+            }
             calling.due = now + retry_after(&calling.report) * 3u32.pow(calling.tries) / 2u32.pow(calling.tries);
             self.pass_call(now, local);
         } else {

@@ -143,6 +143,16 @@ impl Peer {
         };
         match self.held(now, local, holding) {
             Outcome::Waiting => Onward::Wait(socket),
+            Outcome::Held(socket, holds) if holds.is_empty() && incoming.tries == 1 => {
+                // Others came between, or the counter stepped aside. A second hold costs a round trip, a window around a guess 49 shots.
+                match self.begin_hold(now, local, incoming) {
+                    Some(hold) => {
+                        self.close_socket(local, socket);
+                        Onward::Wait(hold)
+                    }
+                    None => Onward::Answer(socket),
+                }
+            }
             Outcome::Held(socket, holds) => {
                 incoming.holds = holds;
                 Onward::Answer(socket)
