@@ -388,16 +388,22 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
     plan
 }
 
-/// Candidates alone.
+/// Candidates alone. Those of one site are near, or are not the same site's after all: of a carrier's customers, say.
 fn gate_round(pair: &Pair<'_>) -> Round {
-    Round { strategy: Strategy::Direct, length: pair.pace.gate(), caller: None, called: None }
+    let gate = pair.pace.gate();
+    let length = if has_mapped_or_ipv6(pair.caller, pair.called) { gate } else { gate / 2 };
+    Round { strategy: Strategy::Direct, length, caller: None, called: None }
 }
 
 /// Whether there are candidates that may need no punch at all: the same site, IPv6 at both sides, or a mapped port.
 fn has_nearer(a: &Report, b: &Report) -> bool {
     let same_site = a.tuple.zip(b.tuple).is_some_and(|(a, b)| a.ip() == b.ip());
+    same_site || has_mapped_or_ipv6(a, b)
+}
+
+fn has_mapped_or_ipv6(a: &Report, b: &Report) -> bool {
     let of = |theirs: &Report, ours| theirs.candidates.iter().any(|candidate| is_nearer(candidate, ours));
-    same_site || of(b, a) || of(a, b)
+    of(b, a) || of(a, b)
 }
 
 /// Whether a peer's candidate, an IPv6 address or a mapped port, is of use to who reports `ours`, wherever that is.
