@@ -33,6 +33,8 @@ pub mod server;
 
 use std::time::Duration;
 
+pub use echo::AFTER as ECHO_AFTER;
+
 use super::codec::{Reader, Writer};
 use super::keys::{KEY_LEN, PublicKey};
 use super::wire::{Dudp, HEADER_LEN};

@@ -18,7 +18,7 @@ use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan;
 use crate::proto::punch::Role;
-use crate::proto::rendezvous::Wait;
+use crate::proto::rendezvous::{ECHO_AFTER, Wait};
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
 use crate::proto::{Action, Instant, SocketId};
 
@@ -365,7 +365,7 @@ impl Peer {
         let Call::Calling(calling) = &mut self.call else { return };
         if calling.is_over(now) {
             self.was_held = true;
-            if calling.wait == Wait::Briefly {
+            if calling.wait == Wait::Briefly && !calling.crossed {
                 self.on_absent(now, local);
             } else {
                 // A new call takes the place of the held one, so that the peer is not called by one that nobody waits for any more.
@@ -580,9 +580,10 @@ impl Peer {
 }
 
 impl Calling {
-    /// Whether a server held it for as long as it may wait.
+    /// Whether a server held it for as long as it may wait, and a little more: a call of the peer's that comes sooner may have been
+    /// sent just before the peer got this one, and then the two must not each take the other's.
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.held.is_some_and(|since| now.since(since) >= self.wait.time())
+        self.held.is_some_and(|since| now.since(since) >= self.wait.time() + ECHO_AFTER * 2)
     }
 }
 
