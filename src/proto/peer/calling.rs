@@ -283,6 +283,13 @@ impl Peer {
             Call::Surveying { purpose: Purpose::Better, .. } => self.place_call(now, local, socket, true),
             Call::Surveying { purpose: Purpose::Answer(mut incoming), .. } => {
                 match self.go_on_holding(now, local, socket, &mut incoming) {
+                    Onward::Wait(_) if waited => {
+                        // The caller waits no longer for what a hold would tell.
+                        if let Some(holding) = incoming.holding.take() {
+                            self.end_hold(local, holding);
+                        }
+                        self.answer(now, local, SocketId::MAIN_V4, *incoming);
+                    }
                     Onward::Wait(socket) => {
                         local.collect_discovery();
                         self.call = Call::Surveying { socket, purpose: Purpose::Answer(incoming) };
