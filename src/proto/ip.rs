@@ -19,33 +19,74 @@ pub const V6_HEADER: usize = 40;
 /// Congestion experienced, and the mask of the field.
 const ECN: u8 = 3;
 
-/// IPv6's extension headers that stand before what is carried (RFC 8200 section 4).
+// IPv6's extension headers that what is carried may stand behind (RFC 8200 section 4, RFC 4302, RFC 7401, RFC 5533).
 pub const HOP_BY_HOP: u8 = 0;
 pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
 pub const DESTINATION: u8 = 60;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
 
-/// Where what a packet carries begins, and what it is, by its protocol number.
+/// What an IP packet carries, behind all its headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Upper {
     pub protocol: u8,
+    /// Its first byte, or that of the part that is here.
     pub at: usize,
+    pub part: Part,
+}
+
+/// How much of it is here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Whole,
+    /// The first fragment, with what its header says.
+    First,
+    /// What looks like a header is the middle of something.
+    Later,
+}
+
+impl Part {
+    fn of(offset: u16, more: bool) -> Self {
+        match (offset, more) {
+            (0, false) => Self::Whole,
+            (0, true) => Self::First,
+            _ => Self::Later,
+        }
+    }
 }
 
 impl Upper {
-    /// Of a packet that [`Header::parse`] took. `None`: a fragment, but for IPv4's first, or a chain of headers that is cut off.
-    pub fn of(packet: &[u8]) -> Option<Upper> {
+    /// `None`: a header is cut off.
+    pub fn find(packet: &[u8]) -> Option<Self> {
         if packet.first()? >> 4 == 4 {
-            let at = usize::from(packet[0] & 0x0f) * 4;
-            let offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
-            return (offset == 0 && at <= packet.len()).then_some(Upper { protocol: *packet.get(9)?, at });
+            let header: &[u8; V4_HEADER] = packet.first_chunk()?;
+            let at = usize::from(header[0] & 0x0f) * 4;
+            let field = u16::from_be_bytes([header[6], header[7]]);
+            let part = Part::of(field & 0x1fff, field & 0x2000 != 0);
+            return (V4_HEADER..=packet.len()).contains(&at).then_some(Self { protocol: header[9], at, part });
         }
-        let (mut protocol, mut at) = (*packet.get(6)?, V6_HEADER);
-        while matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION) {
-            protocol = *packet.get(at)?;
-            at += (usize::from(*packet.get(at + 1)?) + 1) * 8;
+        let mut upper = Self { protocol: *packet.get(6)?, at: V6_HEADER, part: Part::Whole };
+        loop {
+            let header = packet.get(upper.at..)?;
+            let [next, len] = *header.first_chunk().unwrap_or(&[0, 0]);
+            let len = match upper.protocol {
+                HOP_BY_HOP | ROUTING | DESTINATION | HIP | SHIM6 => (usize::from(len) + 1) * 8,
+                AUTHENTICATION => (usize::from(len) + 2) * 4,
+                FRAGMENT => {
+                    let field = u16::from_be_bytes([*header.get(2)?, *header.get(3)?]);
+                    upper.part = Part::of(field >> 3, field & 1 != 0);
+                    8
+                }
+                _ => return Some(upper),
+            };
+            if upper.part == Part::Later {
+                return (upper.at + len <= packet.len()).then_some(Self { protocol: next, at: upper.at + len, ..upper });
+            }
+            upper.protocol = next;
+            upper.at += len;
         }
-        (protocol != FRAGMENT && at <= packet.len()).then_some(Upper { protocol, at })
     }
 }
 
@@ -196,24 +237,55 @@ mod tests {
         assert_eq!(Header::parse(&short_header), None);
     }
 
+    fn upper(protocol: u8, at: usize, part: Part) -> Option<Upper> {
+        Some(Upper { protocol, at, part })
+    }
+
+    fn carrying(next: u8, rest: &[u8]) -> Vec<u8> {
+        let mut packet = v6("fd77::1", u16::try_from(rest.len()).expect("is short"));
+        packet[6] = next;
+        packet.extend_from_slice(rest);
+        packet
+    }
+
     #[test]
     fn what_a_packet_carries_is_found_behind_options_and_extension_headers() {
-        let mut packet = v4(28);
-        packet[9] = 17;
-        packet.extend([0; 8]);
-        assert_eq!(Upper::of(&packet), Some(Upper { protocol: 17, at: 20 }));
-        packet[7] = 1;
-        assert_eq!(Upper::of(&packet), None, "no first fragment");
+        let mut packet = v4(32);
+        (packet[0], packet[9]) = (0x46, 17);
+        packet.extend([0; 12]);
+        assert_eq!(Upper::find(&packet), upper(17, 24, Part::Whole));
 
-        let mut packet = v6("fd77::1", 32);
-        packet[6] = HOP_BY_HOP;
-        packet.extend([DESTINATION, 0, 1, 4, 0, 0, 0, 0]);
-        packet.extend([6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        packet.extend([0; 8]);
-        assert_eq!(Upper::of(&packet), Some(Upper { protocol: 6, at: 64 }));
-        assert_eq!(Upper::of(&packet[..50]), None);
-        packet[48] = FRAGMENT;
-        assert_eq!(Upper::of(&packet), None);
+        let mut extensions = vec![DESTINATION, 0, 1, 4, 0, 0, 0, 0];
+        extensions.extend([AUTHENTICATION, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        extensions.extend([6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Upper::find(&carrying(HOP_BY_HOP, &extensions)), upper(6, 40 + 8 + 16 + 12, Part::Whole));
+    }
+
+    #[test]
+    fn a_fragment_is_known_as_one() {
+        let mut packet = v4(20);
+        packet[9] = 17;
+        for (field, part) in [(0x4000, Part::Whole), (0x2000, Part::First), (0x2001, Part::Later), (1, Part::Later)] {
+            packet[6..8].copy_from_slice(&u16::to_be_bytes(field));
+            assert_eq!(Upper::find(&packet), upper(17, 20, part), "{field:x}");
+        }
+        for (field, part) in [(0, Part::Whole), (1, Part::First), (9, Part::Later), (8, Part::Later)] {
+            let packet = carrying(FRAGMENT, &[6, 0, 0, field, 0, 0, 0, 1]);
+            assert_eq!(Upper::find(&packet), upper(6, 48, part), "{field:x}");
+        }
+        // Behind a later fragment's header there is no header, whatever it looks like.
+        let packet = carrying(FRAGMENT, &[HOP_BY_HOP, 0, 0, 8, 0, 0, 0, 1, 6, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Upper::find(&packet), upper(HOP_BY_HOP, 48, Part::Later));
+    }
+
+    #[test]
+    fn headers_that_are_cut_lead_nowhere() {
+        let cut = [vec![], vec![0x45; 19], vec![0x46; 20], vec![0x60; 39]];
+        let extensions = [vec![6], vec![6, 1, 0, 0, 0, 0, 0, 0]].map(|rest| carrying(HOP_BY_HOP, &rest));
+        let fragments = [vec![6], vec![6, 0, 0, 8]].map(|rest| carrying(FRAGMENT, &rest));
+        for packet in cut.into_iter().chain(extensions).chain(fragments) {
+            assert_eq!(Upper::find(&packet), None, "{packet:x?}");
+        }
     }
 
     #[test]
@@ -232,7 +304,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             if let Some(header) = Header::parse(&bytes) {
                 prop_assert!(header.len <= bytes.len());
-                prop_assert!(Upper::of(&bytes).is_none_or(|upper| upper.at <= bytes.len()));
+                prop_assert!(Upper::find(&bytes).is_none_or(|upper| upper.at <= bytes.len()));
             }
         }
     }

@@ -11,7 +11,7 @@
 //! Assumption: the checksum is complete. A packet of which the kernel left it to the device (a virtio-net header with
 //! NEEDS_CSUM) has it filled in first.
 
-use super::ip::{Upper, V4_HEADER, V6_HEADER};
+use super::ip::{Part, Upper, V4_HEADER, V6_HEADER};
 use super::offload::checksum::finish;
 
 const TCP: u8 = 6;
@@ -45,7 +45,7 @@ pub fn clamp(packet: &mut [u8], limit: u16) -> bool {
 
 /// Where the checksum and the MSS of a SYN are.
 fn find(packet: &[u8]) -> Option<(usize, usize)> {
-    let Upper { protocol: TCP, at } = Upper::of(packet)? else { return None };
+    let Upper { protocol: TCP, at, part: Part::Whole | Part::First } = Upper::find(packet)? else { return None };
     let header = packet.get(at..)?;
     if header.get(13)? & SYN == 0 {
         return None;

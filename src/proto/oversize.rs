@@ -14,7 +14,7 @@
 
 use std::net::IpAddr;
 
-use super::ip::{self, Header, Upper, V4_HEADER, V6_HEADER};
+use super::ip::{self, Header, Part, Upper, V4_HEADER, V6_HEADER};
 
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
@@ -61,14 +61,15 @@ pub fn may_be_cut(packet: &[u8], longest: usize) -> bool {
 fn reply(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let header = Header::parse(packet)?;
     // Its later fragments have no ports to tell whose they are, and the first one is as long.
-    if packet[0] >> 4 == 4 && Upper::of(packet).is_none() {
+    let upper = Upper::find(packet)?;
+    if packet[0] >> 4 == 4 && upper.part == Part::Later {
         return None;
     }
-    let is_error = Upper::of(packet).is_some_and(|upper| match (upper.protocol, packet.get(upper.at)) {
+    let is_error = upper.part != Part::Later && match (upper.protocol, packet.get(upper.at)) {
         (ICMP, Some(kind)) => !matches!(kind, 0 | 8 | 13 | 14),
         (ICMP6, Some(kind)) => *kind < 128 || *kind == 137,
         _ => false,
-    });
+    };
     if is_error || !is_one_host(header.source) || !is_one_host(header.destination) {
         return None;
     }

@@ -27,10 +27,10 @@
 
 use std::io::IoSlice;
 
-use super::super::ip;
+use super::super::ip::{self, Part, Upper, V4_HEADER, V6_HEADER};
 use super::checksum::{finish, fold, pseudo_header, sum};
 use super::headers::{
-    ACK, DF, ECE, PSH, TCP, TCP_MAX_LEN, Transport, UDP, Upper, V4_LEN, V6_LEN, addresses, is_v4, long, put_word, word,
+    ACK, DF, ECE, PSH, TCP, TCP_MAX_LEN, Transport, UDP, addresses, is_v4, long, put_word, word,
 };
 use super::virtio::{HEADER_LEN, Header, Kind, Partial, Segments};
 
@@ -217,7 +217,7 @@ impl Run {
         let [head, .., last] = members else {
             return members.iter().for_each(|member| write_alone(packets[*member], emit));
         };
-        let mut front = [0; HEADER_LEN + V6_LEN + TCP_MAX_LEN];
+        let mut front = [0; HEADER_LEN + V6_HEADER + TCP_MAX_LEN];
         let front = &mut front[..HEADER_LEN + payload_at];
         front[..HEADER_LEN].copy_from_slice(&self.virtio().to_bytes());
         let headers = &mut front[HEADER_LEN..];
@@ -227,7 +227,7 @@ impl Run {
         if self.shape.is_v4 {
             put_word(headers, 2, self.len as u16);
             put_word(headers, 10, 0);
-            let checksum = finish(sum(&headers[..V4_LEN]));
+            let checksum = finish(sum(&headers[..V4_HEADER]));
             put_word(headers, 10, checksum);
         } else {
             put_word(headers, 4, transport_len as u16);
@@ -269,7 +269,7 @@ impl Run {
 
 impl Shape {
     fn transport_at(&self) -> usize {
-        if self.is_v4 { V4_LEN } else { V6_LEN }
+        if self.is_v4 { V4_HEADER } else { V6_HEADER }
     }
 }
 
@@ -330,7 +330,7 @@ impl Piece<'_> {
     fn is_correct(&self) -> bool {
         let transport = self.transport();
         let pseudo = pseudo_header(addresses(self.packet), self.shape.transport.protocol(), transport.len());
-        (!self.shape.is_v4 || fold(sum(&self.packet[..V4_LEN])) == 0xffff) && fold(pseudo + sum(transport)) == 0xffff
+        (!self.shape.is_v4 || fold(sum(&self.packet[..V4_HEADER])) == 0xffff) && fold(pseudo + sum(transport)) == 0xffff
     }
 }
 
@@ -344,7 +344,7 @@ impl<'a> Class<'a> {
             TCP => Transport::Tcp,
             UDP => Transport::Udp,
             // Which protocol it is was said in the first fragment.
-            _ if upper.is_fragment => return Self::Unclear,
+            _ if upper.part != Part::Whole => return Self::Unclear,
             _ => return Self::Apart,
         };
         let is_accepted = match (transport, is_v4) {
@@ -355,10 +355,10 @@ impl<'a> Class<'a> {
         if !is_accepted {
             return Self::Apart;
         }
-        let plain_at = if is_v4 { V4_LEN } else { V6_LEN };
+        let plain_at = if is_v4 { V4_HEADER } else { V6_HEADER };
         let bytes = &packet[upper.at..];
         let Some(len) = transport.header_len(bytes) else { return Self::Unclear };
-        if upper.is_fragment || upper.at != plain_at {
+        if upper.part != Part::Whole || upper.at != plain_at {
             return Self::Unclear;
         }
         // Zero has two forms; that which cutting never writes is refused. In UDP it also says that there is no checksum.

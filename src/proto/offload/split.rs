@@ -17,10 +17,10 @@
 
 use std::ops::Range;
 
-use super::super::ip;
+use super::super::ip::{self, Part, Upper, V6_HEADER};
 use super::Fault;
 use super::checksum::{copy, finish, finish_udp, pseudo_header, sum};
-use super::headers::{CWR, FIN, PSH, TCP, Transport, UDP, Upper, V6_LEN, addresses, is_v4, long, put_word, word};
+use super::headers::{CWR, FIN, PSH, TCP, Transport, UDP, addresses, is_v4, long, put_word, word};
 use super::virtio::{Header, Kind, Partial, Segments};
 
 /// One packet of the kernel's, and how it is cut.
@@ -132,7 +132,7 @@ impl Cut {
     /// `None`: all fits into one segment.
     fn new(segments: Segments, partial: Option<Partial>, packet: &[u8]) -> Result<Option<Self>, Fault> {
         let upper = Upper::find(packet).ok_or(Fault::Transport)?;
-        if upper.is_fragment {
+        if upper.part != Part::Whole {
             return Err(Fault::Fragment);
         }
         let transport = match (segments.kind, upper.protocol, is_v4(packet)) {
@@ -190,7 +190,7 @@ impl Cut {
             put_word(ip, 4, id);
             put_word(ip, 10, finish(self.ip_sum + len as u32 + u32::from(id)));
         } else {
-            put_word(ip, 4, (len - V6_LEN) as u16);
+            put_word(ip, 4, (len - V6_HEADER) as u16);
         }
 
         let transport_len = len - self.transport_at;

@@ -9,6 +9,7 @@ use p2ptund::proto::keys::{PrivateKey, PublicKey};
 use p2ptund::proto::noise::export::Open;
 use p2ptund::proto::noise::timestamp::Timestamp;
 use p2ptund::proto::noise::{INITIATION_LEN, Identity, Initiator, RESPONSE_LEN, Received, Remote};
+use p2ptund::proto::rendezvous::Wait;
 use p2ptund::proto::rendezvous::client::{Client, Word};
 use p2ptund::proto::replay::DATA_WORDS;
 use p2ptund::proto::session::Session;
@@ -121,7 +122,7 @@ impl Hostile {
             return;
         }
         let sealed = keys.call.seal(&[&[7; 8], fields].concat());
-        self.client.forward(now, self.target.public(), false, [&[CALL], message.as_slice(), &sealed].concat());
+        self.client.forward(now, self.target.public(), Wait::Never, [&[CALL], message.as_slice(), &sealed].concat());
     }
 
     /// Answers the target's call, if there is one.
@@ -131,7 +132,7 @@ impl Hostile {
         let (response, keys, key) = received.respond(None, index, &mut self.rng);
         self.sessions.push(Session::new(keys, now, DATA_WORDS));
         let sealed = key.seal(&[id.as_slice(), fields].concat());
-        self.client.forward(now, self.target.public(), false, [&[ANSWER], response.as_slice(), &sealed].concat());
+        self.client.forward(now, self.target.public(), Wait::Never, [&[ANSWER], response.as_slice(), &sealed].concat());
     }
 
     /// A probe with any body, from any port, in the newest session.

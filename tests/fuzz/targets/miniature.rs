@@ -339,7 +339,7 @@ impl World {
 fn but_for_mss(inner: &[u8]) -> Vec<u8> {
     let mut inner = inner.to_vec();
     mss::clamp(&mut inner, 0);
-    let checksum = Upper::of(&inner).filter(|upper| upper.protocol == 6).map(|upper| upper.at + 16);
+    let checksum = Upper::find(&inner).filter(|upper| upper.protocol == 6).map(|upper| upper.at + 16);
     if let Some(checksum) = checksum.and_then(|at| inner.get_mut(at..at + 2)) {
         checksum.fill(0);
     }
