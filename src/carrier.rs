@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
+use crate::io::schedule;
 use crate::io::tun::Tun;
 use crate::io::udp::{Inlet, UdpSocket};
 use crate::io::wake::{Wait, Waker};
@@ -107,7 +108,10 @@ struct Worker<T> {
 impl<T: Send + 'static> Worker<T> {
     fn start(name: &str, waker: Waker, run: impl FnOnce(orders::Receiver<T>) + Send + 'static) -> io::Result<Self> {
         let (sender, receiver) = orders::channel();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(receiver))?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            schedule::as_batch();
+            run(receiver);
+        })?;
         Ok(Self { orders: Some(sender), waker, thread: Some(thread) })
     }
 

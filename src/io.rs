@@ -7,6 +7,7 @@
 //! udp       all UDP sockets behind one descriptor, in batches
 //! tun       the TUN device, in batches
 //! wake      ending a packet thread's wait
+//! schedule  how the kernel shares the processors with the packet threads
 //! links     addresses, routes and rules of our device; addresses and gateway of this machine
 //! netmon    the kernel's word that addresses, links or routes changed
 //! resolve   host names
@@ -21,6 +22,7 @@ pub mod links;
 pub mod netmon;
 pub mod portmap;
 pub mod resolve;
+pub mod schedule;
 mod sys; // private: nothing else may do what it does
 pub mod tun;
 pub mod udp;

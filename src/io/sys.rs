@@ -41,6 +41,17 @@ pub fn boottime_nanos() -> u64 {
     (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
+/// Has the kernel schedule the calling thread as SCHED_BATCH (sched(7)). Needs no privilege. Errors: a system call filter.
+pub fn schedule_as_batch() -> io::Result<()> {
+    // SAFETY: A sched_param is made of integers, more of them with musl than with glibc.
+    let none: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: `none` is a valid sched_param for the call to read; 0 is the calling thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &none) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The index of a network device; `None` where there is none of that name.
 pub fn interface_index(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;

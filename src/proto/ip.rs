@@ -82,7 +82,11 @@ impl Upper {
                 _ => return Some(upper),
             };
             if upper.part == Part::Later {
-                return (upper.at + len <= packet.len()).then_some(Self { protocol: next, at: upper.at + len, ..upper });
+                return (upper.at + len <= packet.len()).then_some(Self {
+                    protocol: next,
+                    at: upper.at + len,
+                    ..upper
+                });
             }
             upper.protocol = next;
             upper.at += len;

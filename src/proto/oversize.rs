@@ -65,11 +65,12 @@ fn reply(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     if packet[0] >> 4 == 4 && upper.part == Part::Later {
         return None;
     }
-    let is_error = upper.part != Part::Later && match (upper.protocol, packet.get(upper.at)) {
-        (ICMP, Some(kind)) => !matches!(kind, 0 | 8 | 13 | 14),
-        (ICMP6, Some(kind)) => *kind < 128 || *kind == 137,
-        _ => false,
-    };
+    let is_error = upper.part != Part::Later
+        && match (upper.protocol, packet.get(upper.at)) {
+            (ICMP, Some(kind)) => !matches!(kind, 0 | 8 | 13 | 14),
+            (ICMP6, Some(kind)) => *kind < 128 || *kind == 137,
+            _ => false,
+        };
     if is_error || !is_one_host(header.source) || !is_one_host(header.destination) {
         return None;
     }

@@ -87,11 +87,22 @@ const FORWARD_OR_HOLD_BRIEFLY: u8 = 7;
 /// The inside of a MESSAGE_CONTROL datagram.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
-    Forward { to: PublicKey, wait: Wait, passed: Vec<u8> },
+    Forward {
+        to: PublicKey,
+        wait: Wait,
+        passed: Vec<u8>,
+    },
     /// `held`: it waited so long, to the millisecond, for us.
-    Deliver { from: PublicKey, held: Option<Duration>, passed: Vec<u8> },
+    Deliver {
+        from: PublicKey,
+        held: Option<Duration>,
+        passed: Vec<u8>,
+    },
     /// `held`: it does wait.
-    Absent { to: PublicKey, held: bool },
+    Absent {
+        to: PublicKey,
+        held: bool,
+    },
 }
 
 impl Control {

@@ -29,9 +29,7 @@ use std::io::IoSlice;
 
 use super::super::ip::{self, Part, Upper, V4_HEADER, V6_HEADER};
 use super::checksum::{finish, fold, pseudo_header, sum};
-use super::headers::{
-    ACK, DF, ECE, PSH, TCP, TCP_MAX_LEN, Transport, UDP, addresses, is_v4, long, put_word, word,
-};
+use super::headers::{ACK, DF, ECE, PSH, TCP, TCP_MAX_LEN, Transport, UDP, addresses, is_v4, long, put_word, word};
 use super::virtio::{HEADER_LEN, Header, Kind, Partial, Segments};
 
 /// Most packets in one super-packet: 48 of 1,360 bytes fill it. Smaller ones gain little beyond.

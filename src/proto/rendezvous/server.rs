@@ -203,7 +203,12 @@ impl Server {
         };
         if is_new && is_proved {
             for (from, held, passed) in self.held.take(now, key) {
-                self.send(now, key, Dudp::MessageControl, &Control::Deliver { from, held: Some(held), passed }.encode());
+                self.send(
+                    now,
+                    key,
+                    Dudp::MessageControl,
+                    &Control::Deliver { from, held: Some(held), passed }.encode(),
+                );
             }
         }
         outcome

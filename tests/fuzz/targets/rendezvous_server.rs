@@ -213,7 +213,10 @@ impl Scene {
         assert!(self.bytes.1 <= self.bytes.0, "nobody is amplified by what is held");
         assert!(held < MEMBERS as u64, "each other member has one call held");
         let is_new = self.arrived.insert(datagram.clone());
-        assert!(answers + held + dropped >= 1 || !is_new, "what is not answered or passed is counted, but for second copies");
+        assert!(
+            answers + held + dropped >= 1 || !is_new,
+            "what is not answered or passed is counted, but for second copies"
+        );
         assert!(answers <= 1 && dropped <= 1, "{answers} answers, {dropped} drops for one datagram");
         let sealed = matches!(Kind::of(&datagram), Some(Kind::Dudp(Dudp::Register | Dudp::MessageControl)));
         let fits = matches!(
