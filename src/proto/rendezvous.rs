@@ -22,9 +22,10 @@
 //! than its own timers allow, and goes on with the session that it has until the handshake is done.
 //!
 //! HELD says, as ABSENT does, that the other member is not registered, and that the call is kept for it ([`Wait`]): should it
-//! register by then, it gets the call with the answer to its first word ([`holding`]). No other answer is longer than what it
-//! answers. A held call, and second copies ([`echo`]), go only to an address that a handshake went to and fro with: nobody is
-//! amplified.
+//! register by then, it gets the call with the answer to its first word ([`holding`]). If not, a caller whose call may wait briefly
+//! is told ABSENT: so whatever the peer sends later comes later, and the two never each take the other's call. No other answer is
+//! longer than what it answers. A held call, that last word, and second copies ([`echo`]) go only to an address that a handshake
+//! went to and fro with: nobody is amplified.
 
 pub mod client;
 mod echo;
@@ -32,8 +33,6 @@ mod holding;
 pub mod server;
 
 use std::time::Duration;
-
-pub use echo::AFTER as ECHO_AFTER;
 
 use super::codec::{Reader, Writer};
 use super::keys::{KEY_LEN, PublicKey};

@@ -153,8 +153,7 @@ impl Peer {
         let lower = local.identity.public() < self.config.public_key;
         let first = |ours: &Report| if ours.waiting == theirs.waiting { lower } else { ours.waiting };
         match &self.call {
-            // The peer never gets one that waited in vain.
-            Call::Calling(calling) => first(&calling.report) && !calling.is_over(now),
+            Call::Calling(calling) => first(&calling.report),
             Call::Punching(punching) => {
                 let punch = &punching.punch;
                 first(punching.ours()) && punch.role() == Role::Caller && now.since(punch.opened()) < CROSSED

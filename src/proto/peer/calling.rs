@@ -18,7 +18,7 @@ use crate::proto::noise::RESPONSE_LEN;
 use crate::proto::path::{Goal, Way};
 use crate::proto::plan;
 use crate::proto::punch::Role;
-use crate::proto::rendezvous::{ECHO_AFTER, Wait};
+use crate::proto::rendezvous::Wait;
 use crate::proto::tunnel::timers::REKEY_TIMEOUT;
 use crate::proto::{Action, Instant, SocketId};
 
@@ -370,7 +370,7 @@ impl Peer {
 
     fn repeat_call(&mut self, now: Instant, local: &mut Local) {
         let Call::Calling(calling) = &mut self.call else { return };
-        if calling.is_over(now) {
+        if calling.held.is_some_and(|since| now.since(since) >= calling.wait.time()) {
             self.was_held = true;
             if calling.wait == Wait::Briefly && !calling.crossed {
                 self.on_absent(now, local);
@@ -404,6 +404,10 @@ impl Peer {
                 Wait::Never | Wait::Long => HELD_RETRY,
             };
             calling.due = calling.due.max(now + answered);
+        }
+        if !held && matches!(via, Via::Server(_)) && calling.held.take().is_some() {
+            // It waited in vain.
+            self.was_held = true;
         }
         let servers = local.servers.iter().filter(|server| server.is_connected()).count();
         match calling.passers.note_absent(via, servers, &local.introducers, self.id) {
@@ -583,14 +587,6 @@ impl Peer {
         self.end_call(local, None);
         let jitter = wait.mul_f64(f64::from(local.rng.next_u32() % 256) / 256.0);
         self.call = Call::Resting { until: now + wait + jitter };
-    }
-}
-
-impl Calling {
-    /// Whether a server held it for as long as it may wait, and a little more: a call of the peer's that comes sooner may have been
-    /// sent just before the peer got this one, and then the two must not each take the other's.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.held.is_some_and(|since| now.since(since) >= self.wait.time() + ECHO_AFTER * 2)
     }
 }
 

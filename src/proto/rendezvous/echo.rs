@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::proto::Instant;
 
 /// Long enough that a queue which was full for one may have room for the other, short against a round trip. Chosen, not measured.
-pub const AFTER: Duration = Duration::from_millis(10);
+const AFTER: Duration = Duration::from_millis(10);
 /// Copies that wait at once; what is beyond goes once.
 const MAX_WAITING: usize = 1024;
 

@@ -5,7 +5,7 @@
 //! Everything here is bounded, by count and by time: a call that is dropped costs its caller what it cost before there was
 //! any holding.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::proto::Instant;
@@ -21,6 +21,8 @@ const MAX_FOR_ONE: usize = 4;
 #[derive(Default)]
 pub struct Held {
     calls: BTreeMap<u64, Call>,
+    /// When each of them has waited for long enough.
+    ends: BTreeSet<(Instant, u64)>,
     /// The number of the next call.
     next: u64,
     /// The one call of each caller.
@@ -51,6 +53,7 @@ impl Held {
         let number = self.next;
         self.next += 1;
         self.calls.insert(number, Call { from, to, passed, since: now, until: now + time });
+        self.ends.insert((now + time, number));
         self.by_caller.insert(from, number);
         self.by_target.entry(to).or_default().push_back(number);
         true
@@ -59,9 +62,10 @@ impl Held {
     /// What is held for `to`, from whom and for how long so far, the oldest first; it is held no longer.
     pub fn take(&mut self, now: Instant, to: PublicKey) -> Vec<(PublicKey, Duration, Vec<u8>)> {
         let numbers = self.by_target.remove(&to).unwrap_or_default();
-        let calls = numbers.into_iter().filter_map(|number| self.calls.remove(&number));
         let mut taken = Vec::new();
-        for call in calls {
+        for number in numbers {
+            let Some(call) = self.calls.remove(&number) else { continue };
+            self.ends.remove(&(call.until, number));
             self.by_caller.remove(&call.from);
             if now < call.until {
                 taken.push((call.from, now.since(call.since), call.passed));
@@ -78,15 +82,20 @@ impl Held {
         }
     }
 
-    pub fn handle_timeout(&mut self, now: Instant) {
-        while self.poll_timeout().is_some_and(|until| now >= until) {
-            self.drop_oldest();
+    /// Drops those that have waited for long enough: from whom they were, to whom, and for how long they waited.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<(PublicKey, PublicKey, Duration)> {
+        let mut ended = Vec::new();
+        while let Some((until, number)) = self.ends.first().copied().filter(|(until, _)| now >= *until) {
+            if let Some(call) = self.calls.get(&number) {
+                ended.push((call.from, call.to, until.since(call.since)));
+            }
+            self.drop(number);
         }
+        ended
     }
 
-    /// Those that end sooner than the oldest are dropped with it: nobody gets them meanwhile.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.calls.values().next().map(|call| call.until)
+        self.ends.first().map(|(until, _)| *until)
     }
 
     fn drop_oldest(&mut self) {
@@ -97,6 +106,7 @@ impl Held {
 
     fn drop(&mut self, number: u64) {
         let Some(call) = self.calls.remove(&number) else { return };
+        self.ends.remove(&(call.until, number));
         self.by_caller.remove(&call.from);
         if let Some(calls) = self.by_target.get_mut(&call.to) {
             calls.retain(|other| *other != number);
@@ -124,6 +134,7 @@ mod tests {
     /// All three tables tell of the same calls.
     fn check(held: &Held) {
         assert_eq!(held.by_caller.len(), held.calls.len());
+        assert_eq!(held.ends.len(), held.calls.len());
         assert_eq!(held.by_target.values().map(VecDeque::len).sum::<usize>(), held.calls.len());
         assert!(held.by_target.values().all(|calls| !calls.is_empty()));
     }
@@ -187,9 +198,9 @@ mod tests {
         held.hold(START, key(1), key(9), LONG, vec![1]);
         held.hold(later, key(2), key(9), LONG, vec![2]);
         assert_eq!(held.poll_timeout(), Some(START + LONG));
-        held.handle_timeout(START + LONG - Duration::from_nanos(1));
+        assert_eq!(held.handle_timeout(START + LONG - Duration::from_nanos(1)), []);
         assert_eq!(held.calls.len(), 2);
-        held.handle_timeout(START + LONG);
+        assert_eq!(held.handle_timeout(START + LONG), [(key(1), key(9), LONG)]);
         assert_eq!(held.poll_timeout(), Some(later + LONG));
         check(&held);
         assert_eq!(held.take(later + LONG, key(9)), [], "nor is it delivered late, if nobody looked");
@@ -197,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_waits_briefly_behind_one_that_waits_long_is_not_delivered_late() {
+    fn a_call_that_waits_briefly_ends_before_one_that_waits_long() {
         let mut held = Held::default();
         let brief = Wait::Briefly.time();
         held.hold(START, key(1), key(9), LONG, vec![1]);
@@ -205,6 +216,8 @@ mod tests {
         held.hold(START, key(3), key(8), brief, vec![3]);
         let soon = START + brief / 2;
         assert_eq!(held.take(soon, key(8)), [(key(3), brief / 2, vec![3])]);
+        assert_eq!(held.poll_timeout(), Some(START + brief));
+        assert_eq!(held.handle_timeout(START + brief), [(key(2), key(9), brief)]);
         assert_eq!(held.take(START + brief, key(9)), [(key(1), brief, vec![1])]);
         check(&held);
     }

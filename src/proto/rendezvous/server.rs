@@ -245,7 +245,13 @@ impl Server {
 
     pub fn handle_timeout(&mut self, now: Instant) {
         self.transmits.extend(std::iter::from_fn(|| self.echoes.poll(now)));
-        self.held.handle_timeout(now);
+        for (from, to, time) in self.held.handle_timeout(now) {
+            let is_proved =
+                self.members.get(&from).and_then(|member| member.registered.as_ref()).is_some_and(Place::is_proved);
+            if time == Wait::Briefly.time() && is_proved {
+                self.send(now, from, Dudp::MessageControl, &Control::Absent { to, held: false }.encode());
+            }
+        }
         while let Some((_, index)) = self.checks.pop_front_if(|(due, _)| now >= *due) {
             let Some(key) = self.sessions.get(&index).copied() else { continue };
             let Some(member) = self.members.get_mut(&key) else { continue };

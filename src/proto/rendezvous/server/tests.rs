@@ -200,15 +200,20 @@ fn what_is_held_goes_to_no_address_that_the_handshake_did_not_go_to() {
 }
 
 #[test]
-fn a_call_that_is_out_of_date_soon_is_held_briefly() {
+fn a_call_that_is_out_of_date_soon_is_held_briefly_and_its_caller_told() {
     let mut office = Office::new();
     let (mut early, mut late) = (office.registered(1), office.member(2));
     assert_eq!(office.call(&mut early, &late, Wait::Briefly, &[5]), absent(&late, true));
     office.exchange(&mut late);
     assert_eq!(late.heard, [deliver(&early, ONE_WAY * 4, &[5])]);
+
     let mut later = office.member(3);
     assert_eq!(office.call(&mut early, &later, Wait::Briefly, &[6]), absent(&later, true));
-    office.now = office.now + Wait::Briefly.time() - ONE_WAY * 3;
+    early.heard.clear();
+    office.now = office.now - ONE_WAY + Wait::Briefly.time();
+    office.server.handle_timeout(office.now);
+    assert!(office.collect(&mut early) > 0);
+    assert_eq!(early.heard, [absent(&later, false)]);
     office.exchange(&mut later);
     assert_eq!(later.heard, [], "its first word came too late");
 }
