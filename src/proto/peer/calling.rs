@@ -537,14 +537,11 @@ impl Peer {
                 self.end_sockets(local, calling.socket, calling.fresh);
                 self.end_watches(local, &calling.watches);
             }
-            Call::Surveying { socket, purpose } => {
-                self.end_sockets(local, socket, None);
-                if let Purpose::Answer(incoming) = purpose
-                    && let Some(holding) = incoming.holding
-                {
-                    self.end_hold(local, holding);
-                }
+            Call::Surveying { purpose: Purpose::Answer(incoming), .. } if let Some(holding) = incoming.holding => {
+                // The socket of the survey is the hold's.
+                self.end_hold(local, holding);
             }
+            Call::Surveying { socket, .. } => self.end_sockets(local, socket, None),
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } => {}
         }
     }
