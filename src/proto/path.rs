@@ -163,6 +163,24 @@ impl Flow {
     }
 }
 
+/// Ways that something became of a moment ago, the latest last, and until when that counts.
+#[derive(Default, Debug)]
+struct Recent(Vec<(Way, Instant)>);
+
+impl Recent {
+    fn note(&mut self, now: Instant, way: Way) {
+        self.0.retain(|(noted, _)| *noted != way);
+        if self.0.len() == MAX_LEFT {
+            self.0.remove(0);
+        }
+        self.0.push((way, now + LINGER));
+    }
+
+    fn holds(&self, now: Instant, way: Way) -> bool {
+        self.0.iter().any(|(noted, until)| *noted == way && now < *until)
+    }
+}
+
 /// All of one peer's.
 #[derive(Default, Debug)]
 pub struct Paths {
@@ -176,9 +194,9 @@ pub struct Paths {
     checked: Option<Instant>,
     suspect: bool,
     /// Paths that were left for others, the latest last, and until when they are listened on.
-    left: Vec<(Way, Instant)>,
+    left: Recent,
     /// Ways that work and are no better than the path in use, the latest last, and until when they are not asked again.
-    declined: Vec<(Way, Instant)>,
+    declined: Recent,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
@@ -207,11 +225,10 @@ impl Paths {
     pub fn adopt(&mut self, now: Instant, way: Way, method: Method, proved: bool) {
         if !self.is_current(way) {
             self.rtt = None;
-            self.left.retain(|(left, _)| *left != way);
-            if self.left.len() == MAX_LEFT {
-                self.left.remove(0);
+            self.left.0.retain(|(left, _)| *left != way);
+            if let Some(path) = self.current {
+                self.left.note(now, path.way);
             }
-            self.left.extend(self.current.map(|path| (path.way, now + LINGER)));
         }
         self.current = Some(Path { way, method, proved });
         self.last_heard = now;
@@ -229,27 +246,23 @@ impl Paths {
 
     /// Whether `way` was left a moment ago, so that what comes there was sent before.
     pub fn was_left(&self, now: Instant, way: Way) -> bool {
-        self.left.iter().any(|(left, until)| *left == way && now < *until)
+        self.left.holds(now, way)
     }
 
     /// `way` works, and is not taken. Without this, each side's question about it would be the other's reason to ask back, a
     /// round trip after the other.
     pub fn decline(&mut self, now: Instant, way: Way) {
-        self.declined.retain(|(declined, until)| *declined != way && now < *until);
-        if self.declined.len() == MAX_LEFT {
-            self.declined.remove(0);
-        }
-        self.declined.push((way, now + LINGER));
+        self.declined.note(now, way);
     }
 
     /// Whether `way` was declined a moment ago.
     pub fn was_declined(&self, now: Instant, way: Way) -> bool {
-        self.declined.iter().any(|(declined, until)| *declined == way && now < *until)
+        self.declined.holds(now, way)
     }
 
     /// Until when a socket is to stay open for what is on its way there.
     pub fn lingers(&self, socket: SocketId) -> Option<Instant> {
-        self.left.iter().filter(|(way, _)| way.socket == socket).map(|(_, until)| *until).max()
+        self.left.0.iter().filter(|(way, _)| way.socket == socket).map(|(_, until)| *until).max()
     }
 
     /// Whether a path found by another method might be better than the one in use.
@@ -604,7 +617,7 @@ mod tests {
         for port in 3..100 {
             paths.adopt(now, way(port), Method::Lan, true);
         }
-        assert_eq!(paths.left.len(), MAX_LEFT);
+        assert_eq!(paths.left.0.len(), MAX_LEFT);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! A call takes ten datagrams by the servers, one after another: at 2 % loss every sixth would lose one, and wait for a timer of
 //! several round trips. So each of them is sent twice, byte for byte, [`AFTER`] apart. Whoever gets both drops the second one
-//! unread, for its counter was seen, or answers it as it did the first. Keepalives, renewals and what is asked again by a timer
-//! go once.
+//! unread, for its counter was seen, or answers it as it did the first. Keepalives, renewals, and handshakes and registrations that
+//! are tried again go once.
 
 use std::collections::VecDeque;
 use std::time::Duration;

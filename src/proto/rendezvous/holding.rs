@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use super::Wait;
 use crate::proto::Instant;
 use crate::proto::keys::PublicKey;
 
@@ -35,12 +36,18 @@ struct Call {
     to: PublicKey,
     passed: Vec<u8>,
     since: Instant,
-    until: Instant,
+    wait: Wait,
+}
+
+impl Call {
+    fn until(&self) -> Instant {
+        self.since + self.wait.time()
+    }
 }
 
 impl Held {
-    /// Holds a call for so long, in place of the one that the caller has here. `false`: enough others are held for `to`.
-    pub fn hold(&mut self, now: Instant, from: PublicKey, to: PublicKey, time: Duration, passed: Vec<u8>) -> bool {
+    /// Holds a call for as long as it may wait, in place of the one that the caller has here. `false`: enough others are held for `to`.
+    pub fn hold(&mut self, now: Instant, from: PublicKey, to: PublicKey, wait: Wait, passed: Vec<u8>) -> bool {
         if let Some(number) = self.by_caller.get(&from).copied() {
             self.drop(number);
         }
@@ -52,8 +59,8 @@ impl Held {
         }
         let number = self.next;
         self.next += 1;
-        self.calls.insert(number, Call { from, to, passed, since: now, until: now + time });
-        self.ends.insert((now + time, number));
+        self.calls.insert(number, Call { from, to, passed, since: now, wait });
+        self.ends.insert((now + wait.time(), number));
         self.by_caller.insert(from, number);
         self.by_target.entry(to).or_default().push_back(number);
         true
@@ -65,9 +72,9 @@ impl Held {
         let mut taken = Vec::new();
         for number in numbers {
             let Some(call) = self.calls.remove(&number) else { continue };
-            self.ends.remove(&(call.until, number));
+            self.ends.remove(&(call.until(), number));
             self.by_caller.remove(&call.from);
-            if now < call.until {
+            if now < call.until() {
                 taken.push((call.from, now.since(call.since), call.passed));
             }
         }
@@ -82,12 +89,12 @@ impl Held {
         }
     }
 
-    /// Drops those that have waited for long enough: from whom they were, to whom, and for how long they waited.
-    pub fn handle_timeout(&mut self, now: Instant) -> Vec<(PublicKey, PublicKey, Duration)> {
+    /// Drops those that have waited for long enough: from whom they were, to whom, and how they waited.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<(PublicKey, PublicKey, Wait)> {
         let mut ended = Vec::new();
-        while let Some((until, number)) = self.ends.first().copied().filter(|(until, _)| now >= *until) {
+        while let Some((_, number)) = self.ends.first().copied().filter(|(until, _)| now >= *until) {
             if let Some(call) = self.calls.get(&number) {
-                ended.push((call.from, call.to, until.since(call.since)));
+                ended.push((call.from, call.to, call.wait));
             }
             self.drop(number);
         }
@@ -106,7 +113,7 @@ impl Held {
 
     fn drop(&mut self, number: u64) {
         let Some(call) = self.calls.remove(&number) else { return };
-        self.ends.remove(&(call.until, number));
+        self.ends.remove(&(call.until(), number));
         self.by_caller.remove(&call.from);
         if let Some(calls) = self.by_target.get_mut(&call.to) {
             calls.retain(|other| *other != number);
@@ -119,7 +126,6 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Wait;
     use super::*;
 
     const START: Instant = Instant::from_nanos(1_000_000_000);
@@ -142,9 +148,9 @@ mod tests {
     #[test]
     fn what_is_held_for_a_member_is_had_once_and_in_order() {
         let mut held = Held::default();
-        assert!(held.hold(START, key(1), key(9), LONG, vec![1]));
-        assert!(held.hold(START, key(2), key(9), LONG, vec![2]));
-        assert!(held.hold(START, key(3), key(8), LONG, vec![3]));
+        assert!(held.hold(START, key(1), key(9), Wait::Long, vec![1]));
+        assert!(held.hold(START, key(2), key(9), Wait::Long, vec![2]));
+        assert!(held.hold(START, key(3), key(8), Wait::Long, vec![3]));
         assert_eq!(held.take(START, key(9)), [(key(1), Duration::ZERO, vec![1]), (key(2), Duration::ZERO, vec![2])]);
         check(&held);
         assert!(held.take(START, key(9)).is_empty());
@@ -155,12 +161,12 @@ mod tests {
     #[test]
     fn a_callers_newer_call_takes_the_place_of_its_older_one() {
         let mut held = Held::default();
-        assert!(held.hold(START, key(1), key(9), LONG, vec![1]));
-        assert!(held.hold(START, key(1), key(8), LONG, vec![2]));
+        assert!(held.hold(START, key(1), key(9), Wait::Long, vec![1]));
+        assert!(held.hold(START, key(1), key(8), Wait::Long, vec![2]));
         check(&held);
         assert!(held.take(START, key(9)).is_empty());
         assert_eq!(held.take(START, key(8)), [(key(1), Duration::ZERO, vec![2])]);
-        assert!(held.hold(START, key(1), key(9), LONG, vec![1]));
+        assert!(held.hold(START, key(1), key(9), Wait::Long, vec![1]));
         held.forget(key(1), key(8));
         assert_eq!(held.calls.len(), 1, "it is not for that one");
         held.forget(key(1), key(9));
@@ -171,11 +177,11 @@ mod tests {
     #[test]
     fn a_member_has_only_so_many_calls_held_for_it() {
         let mut held = Held::default();
-        let taken = (0..10).filter(|from| held.hold(START, key(*from), key(99), LONG, vec![0])).count();
+        let taken = (0..10).filter(|from| held.hold(START, key(*from), key(99), Wait::Long, vec![0])).count();
         assert_eq!(taken, MAX_FOR_ONE);
         check(&held);
-        assert!(held.hold(START, key(0), key(99), LONG, vec![1]), "who has a place keeps it");
-        assert!(!held.hold(START, key(5), key(99), LONG, vec![1]));
+        assert!(held.hold(START, key(0), key(99), Wait::Long, vec![1]), "who has a place keeps it");
+        assert!(!held.hold(START, key(5), key(99), Wait::Long, vec![1]));
         assert_eq!(held.take(START, key(99)).len(), MAX_FOR_ONE);
     }
 
@@ -183,7 +189,7 @@ mod tests {
     fn the_oldest_goes_where_too_many_are_held_in_all() {
         let mut held = Held::default();
         for number in 0..MAX_HELD + 10 {
-            assert!(held.hold(START, key(number), key(1_000_000 + number), LONG, vec![0]));
+            assert!(held.hold(START, key(number), key(1_000_000 + number), Wait::Long, vec![0]));
         }
         check(&held);
         assert_eq!(held.calls.len(), MAX_HELD);
@@ -195,12 +201,12 @@ mod tests {
     fn a_call_is_held_for_as_long_as_it_may_wait() {
         let mut held = Held::default();
         let later = START + Duration::from_millis(500);
-        held.hold(START, key(1), key(9), LONG, vec![1]);
-        held.hold(later, key(2), key(9), LONG, vec![2]);
+        held.hold(START, key(1), key(9), Wait::Long, vec![1]);
+        held.hold(later, key(2), key(9), Wait::Long, vec![2]);
         assert_eq!(held.poll_timeout(), Some(START + LONG));
         assert_eq!(held.handle_timeout(START + LONG - Duration::from_nanos(1)), []);
         assert_eq!(held.calls.len(), 2);
-        assert_eq!(held.handle_timeout(START + LONG), [(key(1), key(9), LONG)]);
+        assert_eq!(held.handle_timeout(START + LONG), [(key(1), key(9), Wait::Long)]);
         assert_eq!(held.poll_timeout(), Some(later + LONG));
         check(&held);
         assert_eq!(held.take(later + LONG, key(9)), [], "nor is it delivered late, if nobody looked");
@@ -211,13 +217,13 @@ mod tests {
     fn a_call_that_waits_briefly_ends_before_one_that_waits_long() {
         let mut held = Held::default();
         let brief = Wait::Briefly.time();
-        held.hold(START, key(1), key(9), LONG, vec![1]);
-        held.hold(START, key(2), key(9), brief, vec![2]);
-        held.hold(START, key(3), key(8), brief, vec![3]);
+        held.hold(START, key(1), key(9), Wait::Long, vec![1]);
+        held.hold(START, key(2), key(9), Wait::Briefly, vec![2]);
+        held.hold(START, key(3), key(8), Wait::Briefly, vec![3]);
         let soon = START + brief / 2;
         assert_eq!(held.take(soon, key(8)), [(key(3), brief / 2, vec![3])]);
         assert_eq!(held.poll_timeout(), Some(START + brief));
-        assert_eq!(held.handle_timeout(START + brief), [(key(2), key(9), brief)]);
+        assert_eq!(held.handle_timeout(START + brief), [(key(2), key(9), Wait::Briefly)]);
         assert_eq!(held.take(START + brief, key(9)), [(key(1), brief, vec![1])]);
         check(&held);
     }

@@ -226,7 +226,7 @@ impl Server {
         if self.members.get(&to).is_some_and(|member| member.registered.is_some()) {
             self.send(now, to, Dudp::MessageControl, &Control::Deliver { from, held: None, passed }.encode());
         } else {
-            let held = wait != Wait::Never && self.held.hold(now, from, to, wait.time(), passed);
+            let held = wait != Wait::Never && self.held.hold(now, from, to, wait, passed);
             self.send(now, from, Dudp::MessageControl, &Control::Absent { to, held }.encode());
         }
         Ok(())
@@ -245,10 +245,10 @@ impl Server {
 
     pub fn handle_timeout(&mut self, now: Instant) {
         self.transmits.extend(std::iter::from_fn(|| self.echoes.poll(now)));
-        for (from, to, time) in self.held.handle_timeout(now) {
+        for (from, to, wait) in self.held.handle_timeout(now) {
             let is_proved =
                 self.members.get(&from).and_then(|member| member.registered.as_ref()).is_some_and(Place::is_proved);
-            if time == Wait::Briefly.time() && is_proved {
+            if wait == Wait::Briefly && is_proved {
                 self.send(now, from, Dudp::MessageControl, &Control::Absent { to, held: false }.encode());
             }
         }
