@@ -54,7 +54,8 @@ const EVIDENCE_LENS: usize = 2;
 const SILENT_ROUNDS: u8 = 3;
 /// A round lasts a round trip and a quarter of one, and no less than a slow answer of the peer's takes …
 const SHORTEST_ROUND: Duration = Duration::from_millis(100);
-/// … where the round trip is not known, this (RFC 8899 section 5.1.1 says a second at most for a path of which nothing is known).
+/// … where the round trip is not known, this (RFC 8899 section 5.1.1 says a second at most for a path of which nothing is known), or
+/// until the first answer tells it.
 const UNTIMED_ROUND: Duration = Duration::from_millis(500);
 /// A path in use is asked this often whether it still carries what it did: a connection that stands still for so long has not timed out
 /// anywhere. Where it is seen to be amiss it is asked at once.
@@ -84,7 +85,8 @@ pub struct Mtu {
     inner: Option<u16>,
     way: Option<Way>,
     phase: Phase,
-    asked: VecDeque<Sounding>,
+    /// … and when.
+    asked: VecDeque<(Sounding, Instant)>,
     /// Payload of some length was sent since the last answer.
     used: bool,
     raise_after: Duration,
@@ -120,6 +122,8 @@ struct Search {
     /// What was asked together, and whether it was answered.
     round: Vec<(u16, bool)>,
     ends: Instant,
+    /// When the round began, where it is not known how long a round trip takes.
+    untimed: Option<Instant>,
     silent: u8,
 }
 
@@ -205,11 +209,11 @@ impl Mtu {
         if !self.is_on(way) {
             return false;
         }
-        let Some(at) = self.asked.iter().position(|asked| asked.token == token) else { return false };
-        let Some(Sounding { len: answered, .. }) = self.asked.remove(at) else { return false };
+        let Some(place) = self.asked.iter().position(|(asked, _)| asked.token == token) else { return false };
+        let Some((Sounding { len: answered, .. }, sent)) = self.asked.remove(place) else { return false };
         match &mut self.phase {
             Phase::Off => {}
-            Phase::Searching(search) => search.on_answer(now, answered),
+            Phase::Searching(search) => search.on_answer(now, answered, sent),
             Phase::Complete { len, next, waiting } if answered >= *len => {
                 (*len, *next, *waiting) = (answered, now + CONFIRM_EVERY, None);
                 let len = *len;
@@ -245,7 +249,7 @@ impl Mtu {
         if self.poll_timeout().is_none_or(|due| now < due) {
             return Vec::new();
         }
-        let round_ends = now + rtt.map_or(UNTIMED_ROUND, |rtt| (rtt * 5 / 4).max(SHORTEST_ROUND));
+        let round_ends = now + rtt.map_or(UNTIMED_ROUND, round_of);
         let lens = match &mut self.phase {
             Phase::Complete { len, waiting: waiting @ None, .. } => {
                 *waiting = Some(round_ends);
@@ -266,8 +270,11 @@ impl Mtu {
             }
             Phase::Off => Vec::new(),
         };
+        if let Phase::Searching(search) = &mut self.phase {
+            search.untimed = rtt.is_none().then_some(now);
+        }
         let soundings: Vec<Sounding> = lens.into_iter().map(|len| Sounding { token: token(), len }).collect();
-        self.asked.extend(&soundings);
+        self.asked.extend(soundings.iter().map(|sounding| (*sounding, now)));
         let surplus = self.asked.len().saturating_sub(MAX_ASKED);
         self.asked.drain(..surplus);
         soundings
@@ -332,14 +339,31 @@ pub fn headers(is_v6: bool) -> u16 {
     if is_v6 { V6_HEADERS } else { V4_HEADERS }
 }
 
+fn round_of(rtt: Duration) -> Duration {
+    (rtt * 5 / 4).max(SHORTEST_ROUND)
+}
+
 impl Search {
     /// Due at once. `passed`: known to pass.
     fn new(now: Instant, top: u16, passed: Option<u16>, doubts: u8) -> Self {
-        Self { top, passed, lost: BTreeMap::new(), doubts, from: passed, round: Vec::new(), ends: now, silent: 0 }
+        Self {
+            top,
+            passed,
+            lost: BTreeMap::new(),
+            doubts,
+            from: passed,
+            round: Vec::new(),
+            ends: now,
+            untimed: None,
+            silent: 0,
+        }
     }
 
-    /// Answers that come late count like any other.
-    fn on_answer(&mut self, now: Instant, len: u16) {
+    /// What was `sent` then is answered now. Answers that come late count like any other.
+    fn on_answer(&mut self, now: Instant, len: u16, sent: Instant) {
+        if self.untimed.take_if(|began| *began == sent).is_some() {
+            self.ends = sent + round_of(now.since(sent));
+        }
         let len = len.min(self.top);
         for (asked, answered) in &mut self.round {
             *answered |= *asked == len;

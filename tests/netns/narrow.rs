@@ -52,7 +52,8 @@ fn carries(limit: u16) {
     downloads_of(MEBIBYTE, Duration::ZERO, &lab, "right", &format!("[{}]", right.address6), "left");
     downloads_of(MEBIBYTE, Duration::ZERO, &lab, "left", &format!("[{}]", left.address6), "right");
     for (member, peer) in [(&left, "right"), (&right, "left")] {
-        assert_eq!(path_mtu(&lab, member, peer), u64::from(limit));
+        let measured = || path_mtu(&lab, member, peer) == u64::from(limit);
+        assert!(within(Duration::from_secs(1), measured), "{}", member.peer(&lab, peer));
         assert_eq!(member.peer(&lab, peer)["inner_mtu"], limit - 60);
     }
     let text = String::from_utf8_lossy(&left.control(&lab, &["status"]).stdout).into_owned();

@@ -22,6 +22,8 @@ struct Wire {
     /// Whether it swallows this sounding all the same.
     loses: Box<dyn FnMut(Sounding) -> bool>,
     way: Way,
+    /// What is known of the round trip.
+    rtt: Option<Duration>,
     tokens: Token,
     sent: Vec<u16>,
     answers: VecDeque<(Instant, Token)>,
@@ -33,7 +35,7 @@ impl Wire {
         let mut mtu = Mtu::new(inner);
         mtu.begin(now, way);
         let loses = Box::new(|_| false);
-        Self { mtu, now, limit, loses, way, tokens: 0, sent: Vec::new(), answers: VecDeque::new() }
+        Self { mtu, now, limit, loses, way, rtt: Some(RTT), tokens: 0, sent: Vec::new(), answers: VecDeque::new() }
     }
 
     fn v4(limit: u16) -> Self {
@@ -55,7 +57,7 @@ impl Wire {
                 continue;
             }
             let tokens = &mut self.tokens;
-            let soundings = self.mtu.handle_timeout(next, Some(RTT), || {
+            let soundings = self.mtu.handle_timeout(next, self.rtt, || {
                 *tokens += 1;
                 *tokens
             });
@@ -137,6 +139,17 @@ fn a_narrow_path_is_known_to_be_one_after_two_rounds() {
         wire.run(SHORTEST_ROUND);
         assert_eq!(wire.mtu.inner_limit(), believed - 60);
     }
+}
+
+/// The called member settles on a path before it knows how long a round trip takes.
+#[test]
+fn the_first_answer_tells_how_long_a_round_is() {
+    let mut wire = Wire { rtt: None, ..Wire::v4(1420) };
+    wire.run(SHORTEST_ROUND * 2);
+    assert_eq!((wire.mtu.measured(), wire.mtu.inner_limit()), (Some(1420), 1360));
+    let mut wire = Wire { rtt: None, ..Wire::v4(0) };
+    wire.run(UNTIMED_ROUND * 2);
+    assert_eq!(wire.sent.len(), 6, "without an answer each round is as long as it must be");
 }
 
 #[test]
