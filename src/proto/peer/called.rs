@@ -126,6 +126,10 @@ impl Peer {
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
+        if !self.failed {
+            // Who calls is registered, and a server passes calls.
+            self.why = None;
+        }
         // Who calls although there is a path has found that it broke, unless it says otherwise.
         if self.paths.current().is_some() && !call.beside && !self.broke {
             self.broke = true;

@@ -143,14 +143,19 @@ impl Peer {
         };
         match self.held(now, local, holding) {
             Outcome::Waiting => Onward::Wait(socket),
-            Outcome::Held(socket, holds) if holds.is_empty() && incoming.tries == 1 => {
+            Outcome::Held(socket, holds)
+                if incoming.tries == 1 && !plan::hold::is_enough(&holds, &incoming.call.report) =>
+            {
                 // Others came between, or the counter stepped aside. A second hold costs a round trip, a window around a guess 49 shots.
                 match self.begin_hold(now, local, incoming) {
                     Some(hold) => {
                         self.close_socket(local, socket);
                         Onward::Wait(hold)
                     }
-                    None => Onward::Answer(socket),
+                    None => {
+                        incoming.holds = holds;
+                        Onward::Answer(socket)
+                    }
                 }
             }
             Outcome::Held(socket, holds) => {
@@ -193,9 +198,14 @@ impl Peer {
             }
             return self.end_hold(local, holding);
         }
-        let (socket, holds) = match self.held(now, local, holding) {
+        let outcome = self.held(now, local, holding);
+        let Call::Punching(punching) = &self.call else { return };
+        let is_enough = |holds: &[Hold]| {
+            plan::hold::is_enough(holds, punching.theirs()) || (punching.hold_tries > 1 && !holds.is_empty())
+        };
+        let (socket, holds) = match outcome {
             Outcome::Waiting => return,
-            Outcome::Held(socket, holds) if !holds.is_empty() => (socket, holds),
+            Outcome::Held(socket, holds) if is_enough(&holds) => (socket, holds),
             outcome => {
                 if let Outcome::Held(socket, _) = outcome {
                     self.close_socket(local, socket);

@@ -8,13 +8,16 @@
 //!
 //! The point that the fixed side has to hit is made before it is shot at, so others' traffic can't move it: success does not
 //! depend on λ, but for the moment between two questions (20 µs: one other mapping in 17 tries at λ = 3,000, and then there
-//! are two ports to shoot at). Where the moving side calls, it learns the fixed port from the answer, and an update follows a round
-//! trip to its servers later; the called member waits for that. Where no hold comes, the shotgun is left.
+//! are two ports to shoot at). A fresh socket keeps its port for one destination only, so it can shoot at one: there a hold that
+//! leaves two is made once more, if the first one leaves that time ([`is_enough`]). Where the moving side calls, it learns the fixed
+//! port from the answer, and an update follows a round trip to its servers later; the called member waits for that. Where no hold
+//! comes, the shotgun is left.
 
 use super::{
     Moving, Outlook, Pair, Plan, Port, Round, Side, Sockets, Strategy, Target, Timing, direct, is_open, placed,
     ports_of,
 };
+use crate::proto::message_control::{Hold, Report};
 use crate::proto::nat::Filtering;
 
 pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
@@ -39,6 +42,12 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
         None => Vec::new(),
     };
     Plan { rounds, outlook: Outlook::Good }
+}
+
+/// Whether these holds towards the sender of `theirs` are worth no second try, a round trip later.
+pub fn is_enough(holds: &[Hold], theirs: &Report) -> bool {
+    let one_port = matches!(super::port(theirs), Port::Fresh(_));
+    !holds.is_empty() && !(one_port && holds.iter().any(|hold| hold.first != hold.last))
 }
 
 fn is_open_port(fixed: &Port) -> bool {

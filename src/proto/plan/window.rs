@@ -55,10 +55,10 @@ pub fn rounds(pair: &Pair<'_>, before: &[Round]) -> Vec<Round> {
             }
         }
         (Port::Moving(moving), fixed @ (Port::Fixed { .. } | Port::Fresh(_))) => {
-            rounds.extend((0..MAX_ROUNDS).map(|nth| against(pair, moving, at_a, fixed, nth, true)));
+            rounds.extend((0..most_windows(fixed)).map(|nth| against(pair, moving, at_a, fixed, nth, true)));
         }
         (fixed @ (Port::Fixed { .. } | Port::Fresh(_)), Port::Moving(moving)) => {
-            rounds.extend((0..MAX_ROUNDS).map(|nth| against(pair, moving, at_b, fixed, nth, false)));
+            rounds.extend((0..most_windows(fixed)).map(|nth| against(pair, moving, at_b, fixed, nth, false)));
         }
         (Port::Moving(us), Port::Moving(them)) if before.is_empty() => {
             for nth in 0..MAX_ROWS {
@@ -70,6 +70,11 @@ pub fn rounds(pair: &Pair<'_>, before: &[Round]) -> Vec<Round> {
         (Port::Moving(_) | Port::Random(_) | Port::Fresh(_) | Port::Fixed { .. }, _) => {}
     }
     rounds
+}
+
+/// A socket that was used keeps its port no more, so what was said of it is wrong or the shots are in vain: a new one is worth more.
+fn most_windows(fixed: &Port) -> usize {
+    if matches!(fixed, Port::Fresh(_)) { 1 } else { MAX_ROUNDS }
 }
 
 fn of(pair: &Pair<'_>, caller: Option<Side>, called: Option<Side>) -> Round {

@@ -1,5 +1,7 @@
 //! How a NAT picks the outside port of a new mapping.
 
+use std::time::Duration;
+
 use p2ptund::proto::Instant;
 
 use super::Profile;
@@ -55,7 +57,12 @@ pub struct Ports {
     next: u16,
     /// When another user of the NAT makes the next mapping.
     next_other: Option<Instant>,
+    /// When it was last asked for a port.
+    asked: Instant,
 }
+
+/// A burst passes one packet after the other, and others come between: what lies between two packets that a host sends at once.
+const SPACING: Duration = Duration::from_micros(20);
 
 /// How many draws a random allocator makes before it gives up; one in a table of 16,384 fails with 4⁻⁶⁴.
 const DRAWS: usize = 64;
@@ -74,7 +81,7 @@ impl Ports {
             Allocation::Preserving | Allocation::Random | Allocation::Block { .. } => None,
         };
         let (turn, aside) = (profile.turn, profile.aside);
-        Self { low, high, step, turn, aside, next: dice.port(low, high), next_other: None }
+        Self { low, high, step, turn, aside, next: dice.port(low, high), next_other: None, asked: Instant::default() }
     }
 
     pub fn counts(&self) -> bool {
@@ -120,6 +127,8 @@ impl Ports {
         if rate <= 0.0 || !self.counts() {
             return;
         }
+        let now = now.max(self.asked + SPACING);
+        self.asked = now;
         let mut next = self.next_other.unwrap_or_else(|| now + dice.gap(rate));
         while next <= now {
             self.next(dice);
