@@ -212,7 +212,8 @@ impl Client {
         }
         let shots = to.len() as u32;
         let most = most.saturating_sub(shots);
-        let made = self.add_scout(now, socket, &targets, most, |survey, rng| survey.hold(to, ttl, rng));
+        let share = self.nat.mapping == Mapping::AddressDependent;
+        let made = self.add_scout(now, socket, &targets, most, |survey, rng| survey.hold(to, ttl, share, rng));
         if made == 0 { 0 } else { made + shots }
     }
 

@@ -179,14 +179,16 @@ impl Survey {
     }
 
     /// With shots between the questions, as evenly as can be: before the first shot there is a question that uses up a first
-    /// mapping, and one that is looked at.
-    pub fn hold(mut self, shots: &[SocketAddr], ttl: u8, rng: &mut ChaCha20Rng) -> Self {
-        // With two questions only, all shots lie between them.
+    /// mapping, and one that is looked at. `share`: all shots have the first one's mapping, so the others come behind the last question
+    /// and leave others no time between those that tell it.
+    pub fn hold(mut self, shots: &[SocketAddr], ttl: u8, share: bool, rng: &mut ChaCha20Rng) -> Self {
+        let last = self.queries.len().saturating_sub(1);
+        // With two questions only, all shots that make mappings lie between them.
         let first = if self.queries.len() > 2 { 1 } else { 0 };
-        let places = self.queries.len().saturating_sub(first + 1).max(1);
+        let places = last.saturating_sub(first).max(1);
         let shot = |(nth, to): (usize, &SocketAddr)| Shot {
             to: *to,
-            after: first + nth * places.min(shots.len()) / shots.len(),
+            after: if share && nth > 0 { last } else { first + nth * places.min(shots.len()) / shots.len() },
             ttl,
             transaction: rng.next_u64().to_be_bytes(),
             made: None,
@@ -239,7 +241,8 @@ impl Survey {
         let answered = |query: &Query| matches!(query.outcome, Outcome::Answered { .. });
         let around = |shot: &Shot| Some((self.queries.get(..=shot.after)?, self.queries.get(shot.after + 1..)?));
         let mut is_near = true;
-        for shot in &self.shots {
+        // What comes behind all questions shares a mapping that was made before.
+        for shot in self.shots.iter().filter(|shot| shot.after + 1 < self.queries.len()) {
             let (before, behind) = around(shot)?;
             let before = &before[usize::from(shot.after > 0)..];
             if !before.iter().any(answered) || !behind.iter().any(answered) {
