@@ -400,3 +400,27 @@ impl Query {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn shots_that_share_a_mapping_come_behind_the_questions_that_tell_it() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let question = |port| {
+            let target = Target { address: SocketAddr::from(([198, 51, 100, 7], port)), protocol: Protocol::Dudp };
+            (target, Reply::Same)
+        };
+        let places = [1, 2, 3].map(|port| SocketAddr::from(([203, 0, 113, 1], port)));
+        for (share, order) in [(true, "??!??!!"), (false, "??!!?!?")] {
+            let now = Instant::default();
+            let survey = Survey::new(now, SocketId(9), 4275, &[1, 2, 3, 4].map(question), &mut rng);
+            let sent = survey.hold(&places, 2, share, &mut rng).handle_timeout(now, &mut Made::default());
+            let sent: String = sent.iter().map(|sent| if sent.ttl.is_some() { '!' } else { '?' }).collect();
+            assert_eq!(sent, order);
+        }
+    }
+}

@@ -231,7 +231,7 @@ fn firsts(looks: &[Observation]) -> Vec<&Observation> {
 
 /// How sure it is that the NAT's ports come from one block.
 pub fn of_block(ports: &[u16]) -> Option<Sure> {
-    super::together_by_chance(ports).map(|other| Sure::unless(other, super::different(ports).len()))
+    super::together_by_chance(ports, super::WHOLE_RANGE).map(|other| Sure::unless(other, super::different(ports).len()))
 }
 
 /// Whether public ports are even where local ones are, though the number is not kept (RFC 4787 section 4.2.2). `None`: every

@@ -76,6 +76,21 @@ fn a_port_that_lies_between_two_questions_is_shot_at_wherever_it_may_be() {
 }
 
 #[test]
+fn a_fresh_socket_is_worth_a_second_hold_where_the_first_leaves_two_ports_and_one_window() {
+    let second = report(Mapping::AddressAndPortDependent, Allocation::SecondPriority { step: 1 });
+    let fresh = Report { fresh_port: Some(20_000), ..second };
+    let wide = [Hold { first: 40_008, last: 40_009, to: 20_000 }];
+    assert!(!hold::is_enough(&wide, &fresh) && hold::is_enough(&[hold(40_008, 20_000)], &fresh));
+    assert!(hold::is_enough(&wide, &cone()) && !hold::is_enough(&[], &cone()));
+    let windows = |fixed: &Report| {
+        let moving = Report { holds: wide.to_vec(), ..there(counting(1)) };
+        let rounds = rounds(fixed, &moving).rounds;
+        rounds.iter().filter(|round| round.strategy == Strategy::Window).count()
+    };
+    assert!(windows(&fresh) == 1 && windows(&cone()) > 1);
+}
+
+#[test]
 fn where_random_ports_meet_a_cone_the_budget_is_kept_and_a_path_is_as_good_as_sure() {
     for mapping in [Mapping::AddressDependent, Mapping::AddressAndPortDependent] {
         let mut cone = there(cone());
