@@ -92,9 +92,26 @@ struct Server {
     addresses: Vec<IpAddr>,
 }
 
-/// A hold's packets ended before they came to the NAT whose ports count.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TooShort;
+/// What a hold made, and how many of the shots of which that can be said took no port: they ended before they came to the NAT whose
+/// ports count, or their answers came out of order.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Held {
+    pub holds: Vec<Hold>,
+    told: u32,
+    short: u32,
+}
+
+impl Held {
+    /// A counter that went around, or packets that came out of order, look short now and then; a way that is too short, always.
+    pub fn is_too_short(&self) -> bool {
+        self.short > 0 && self.short == self.told
+    }
+
+    /// As [`Held::is_too_short`], but for what others' mappings may have filled.
+    pub fn may_be_too_short(&self) -> bool {
+        self.short > 0
+    }
+}
 
 /// What a call reports of the NAT.
 #[derive(Clone, Debug, PartialEq)]
@@ -254,13 +271,13 @@ impl Client {
         (0..rounds).flat_map(|nth| ips.iter().filter_map(move |ip| at(ip, nth))).take(most).collect()
     }
 
-    /// The mappings that the hold from `socket` made; `Err`: its packets ended before the NAT that counts.
-    pub fn held(&self, socket: SocketId) -> Result<Vec<Hold>, TooShort> {
-        let Some(scout) = self.scouts.iter().find(|scout| scout.socket == socket) else { return Ok(Vec::new()) };
+    /// The mappings that the hold from `socket` made.
+    pub fn held(&self, socket: SocketId) -> Held {
+        let mut held = Held::default();
+        let Some(scout) = self.scouts.iter().find(|scout| scout.socket == socket) else { return held };
         let step = i64::from(self.counter.step());
         let count = |made: Made| made.counted(self.nat.mapping, self.nat.allocation) as i64;
         let looks: Vec<Observation> = scout.looks().filter(|seen| !self.keeps(seen)).collect();
-        let (mut holds, mut short, mut told) = (Vec::new(), 0, 0);
         for shot in scout.shots() {
             let Some(made) = shot.made.map(count) else { continue };
             // By address, all shots but the first share its mapping.
@@ -275,7 +292,7 @@ impl Client {
             if step == 0 {
                 continue;
             }
-            told += 1;
+            held.told += 1;
             let own = count(after.made) - count(before.made);
             let steps = self.counter.steps_between(before.public.port(), after.public.port());
             let others = steps - own;
@@ -284,15 +301,14 @@ impl Client {
                 continue;
             }
             if (0..own).contains(&steps) {
-                short += 1;
+                held.short += 1;
             } else if (0..=MOST_BETWEEN).contains(&others) {
                 let first = self.counter.port_after(before.public.port(), made - count(before.made));
                 let last = self.counter.port_after(first, others);
-                holds.push(Hold { first, last, to: shot.to.port() });
+                held.holds.push(Hold { first, last, to: shot.to.port() });
             }
         }
-        // A counter that went around, or packets that came out of order, look so now and then; a way that is too short, always.
-        if short > 0 && short == told { Err(TooShort) } else { Ok(holds) }
+        held
     }
 
     /// The NAT may have been restarted: where its counter was, and the mappings that were seen, say nothing of where it is.

@@ -44,10 +44,15 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     Plan { rounds, outlook: Outlook::Good }
 }
 
-/// Whether these holds towards the sender of `theirs` are worth no second try, a round trip later.
+/// Whether these holds towards the sender of `theirs` are worth no second try, a round trip later. Others' mappings that came between
+/// leave several ports that a hold may have: one socket can shoot at them all, but a fresh one, and a sweep, need the one.
 pub fn is_enough(holds: &[Hold], theirs: &Report) -> bool {
-    let one_port = matches!(super::port(theirs), Port::Fresh(_));
-    !holds.is_empty() && !(one_port && holds.iter().any(|hold| hold.first != hold.last))
+    match super::port(theirs) {
+        Port::Fixed { at, .. } => holds.iter().any(|hold| hold.to == at.port()),
+        Port::Fresh(at) => holds.iter().any(|hold| hold.to == at.port() && hold.is_exact()),
+        Port::Moving(_) => holds.iter().any(Hold::is_exact),
+        Port::Random(_) | Port::Unknown => !holds.is_empty(),
+    }
 }
 
 fn is_open_port(fixed: &Port) -> bool {

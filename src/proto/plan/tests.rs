@@ -81,7 +81,12 @@ fn a_fresh_socket_is_worth_a_second_hold_where_the_first_leaves_two_ports_and_on
     let fresh = Report { fresh_port: Some(20_000), ..second };
     let wide = [Hold { first: 40_008, last: 40_009, to: 20_000 }];
     assert!(!hold::is_enough(&wide, &fresh) && hold::is_enough(&[hold(40_008, 20_000)], &fresh));
-    assert!(hold::is_enough(&wide, &cone()) && !hold::is_enough(&[], &cone()));
+    let to_cone = |port| [Hold { to: port, ..wide[0] }];
+    assert!(
+        hold::is_enough(&to_cone(30_000), &cone()) && !hold::is_enough(&to_cone(30_001), &cone()),
+        "a decoy is none"
+    );
+    assert!(!hold::is_enough(&wide, &counting(1)), "a sweep goes over one port");
     let windows = |fixed: &Report| {
         let moving = Report { holds: wide.to_vec(), ..there(counting(1)) };
         let rounds = rounds(fixed, &moving).rounds;
