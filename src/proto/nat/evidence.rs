@@ -19,6 +19,9 @@
 //! | offset       | k more sockets as far off       | any port of a block of 512                        | 512⁻ᵏ                            |
 //! | pooling      | one address in n mappings       | any of two addresses                              | 2¹⁻ⁿ                             |
 //!
+//! Second looks that don't differ, among some that do, are ports of a block of 64 that were drawn twice: how often that many come by
+//! chance divides the 1000⁻ᵏ.
+//!
 //! A sequence's step is the smallest that fits, and as many smaller ones, up or down, would have been believed as well: hence
 //! 2 × step. 64 and 512 ports are the smallest blocks and the usual ones that carriers give a customer (RFC 7422).
 //!
@@ -92,8 +95,9 @@ pub fn of_mapping(mapping: Mapping, seen: &[Observation]) -> Option<Sure> {
             Some(Sure::unless(other.max(again.against(true)), again.same))
         }
         Mapping::AddressAndPortDependent if again.differ > 0 => {
-            let other = power(FORGOTTEN, again.differ);
-            Some(Sure::unless(other.max(again.against(false)), again.differ))
+            // Random ports of a small block are the same again now and then: either that, or so many mappings were forgotten.
+            let same_by_chance = at_least(again.same, again.same + again.differ, SAME_AGAIN);
+            Some(Sure::unless(power(FORGOTTEN, again.differ) / same_by_chance, again.differ))
         }
         // No server was asked at two ports.
         Mapping::AddressDependent | Mapping::AddressAndPortDependent => Some(Sure::guess(elsewhere.differ)),
@@ -195,6 +199,12 @@ fn fits(gap: &Gap, step: i32) -> bool {
 /// How far a counter of large steps may step aside for a port that is taken.
 fn aside(size: u32) -> u32 {
     if size >= STEPS_ASIDE { size / STEPS_ASIDE } else { 0 }
+}
+
+/// How often at least so many of `tries` succeed, each by that chance.
+fn at_least(successes: usize, tries: usize, chance: f64) -> f64 {
+    let exactly = |count: usize| ways(tries, count) * power(chance, count) * power(1.0 - chance, tries - count);
+    (successes..=tries).map(exactly).sum()
 }
 
 /// In how many ways so many can be chosen.

@@ -241,6 +241,23 @@ fn more_looks_make_a_mapping_surer() {
 }
 
 #[test]
+fn a_port_that_is_drawn_twice_is_no_doubt_where_others_differ() {
+    let port = |nth: u64| format!("203.0.113.1:{}", 20_000 + nth);
+    let looks = |differ: u64| {
+        let pair = |nth: u64| {
+            let second = if nth == 0 { port(0) } else { port(100 + nth) };
+            [
+                look(nth as u16, "192.0.2.1:1", &port(nth), 2 * nth),
+                look(nth as u16, "192.0.2.1:2", &second, 2 * nth + 1),
+            ]
+        };
+        of_mapping(Mapping::AddressAndPortDependent, &(0..=differ).flat_map(pair).collect::<Vec<_>>()).expect("read")
+    };
+    assert!(looks(13).chance > 0.999);
+    assert!((0.9..0.99).contains(&looks(1).chance), "{:?}", looks(1));
+}
+
+#[test]
 fn one_gap_makes_a_small_step_likely_and_a_large_one_a_guess() {
     let pair = |step: u16| {
         let second = format!("203.0.113.1:{}", 7000 + step);
