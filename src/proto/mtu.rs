@@ -85,7 +85,7 @@ pub struct Mtu {
     inner: Option<u16>,
     way: Option<Way>,
     phase: Phase,
-    /// … and when.
+    /// What was asked and is not answered yet, and when.
     asked: VecDeque<(Sounding, Instant)>,
     /// Payload of some length was sent since the last answer.
     used: bool,
