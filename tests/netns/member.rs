@@ -288,6 +288,16 @@ impl Member {
         peer.unwrap_or_else(|| panic!("no peer {name} in {status}")).clone()
     }
 
+    /// What tells why nobody is reached, in a line that a summary can show: [`Member::status`] has all of it.
+    pub fn in_short(&self, lab: &Lab) -> String {
+        let Some(status) = self.status(lab) else { return format!("{} does not answer", self.host) };
+        let peers = status["peers"].as_array().expect("peers is an array");
+        let peers: Vec<_> =
+            peers.iter().map(|peer| format!("{} {} {}", peer["name"], peer["state"], peer["why"])).collect();
+        let nat = ["mapping", "filtering", "allocation"].map(|word| status["nat"][word].to_string()).join(" ");
+        format!("{}: {}; rendezvous {}; nat {nat}", self.host, peers.join(", "), status["rendezvous"])
+    }
+
     /// How many packets were dropped for a reason, where `status` counts those.
     pub fn drops(&self, lab: &Lab, reason: &str) -> u64 {
         self.expect_status(lab)["drops"][reason].as_u64().unwrap_or(0)
@@ -307,9 +317,8 @@ pub fn pair(lab: &Lab) -> (Servers, Member, Member) {
 /// Pings both ways by virtual IPv4 and IPv6, once a path is there.
 pub fn ping_both_ways(lab: &Lab, left: &Member, right: &Member, limit: Duration) -> Duration {
     let time = lab.pings_within(&left.host, &right.address4, limit);
-    let time = time.unwrap_or_else(|| {
-        panic!("no ping within {limit:?}; left: {:?}; right: {:?}", left.status(lab), right.status(lab))
-    });
+    let time =
+        time.unwrap_or_else(|| panic!("no ping within {limit:?}; {}; {}", left.in_short(lab), right.in_short(lab)));
     for (from, to) in [(left, right), (right, left)] {
         for address in [&to.address4, &to.address6] {
             assert!(lab.pings(&from.host, address), "pings from {} to {address} are lost", from.host);
