@@ -22,7 +22,7 @@ mod journal;
 mod pings;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -33,13 +33,14 @@ use tracing::{debug, info, trace};
 use crate::carrier::{Carrier, Inbound, Outbound, Outer};
 use crate::control::{Reply, Request};
 use crate::daemon::notify::Watchdog;
+use crate::io::overhear::Ear;
 use crate::io::tun::{Tun, WriteError};
 use crate::io::udp::{Datagram, Sockets};
 use crate::io::{clock, resolve};
 use crate::proto::config::Config;
 use crate::proto::lane::Order;
 use crate::proto::node::{MappedPort, Node};
-use crate::proto::{Action, Event, Instant, Packet, Transmit};
+use crate::proto::{Action, Event, Instant, Packet, SocketId, Transmit};
 
 use journal::Journal;
 use pings::Pings;
@@ -67,6 +68,8 @@ pub enum Input {
     PortMapping(Option<MappedPort>),
     /// A name was looked up; no addresses where that failed.
     Resolved { name: String, addresses: Vec<IpAddr> },
+    /// A probe reached this machine, and maybe not our socket.
+    Overheard { from: SocketAddr, probe: Vec<u8> },
     /// A user of the control socket asks.
     Control(Request, Reply),
     /// The daemon must decide.
@@ -105,6 +108,8 @@ pub struct Driver {
     journal: Journal,
     pings: Pings<Reply>,
     watchdog: Watchdog,
+    /// While a punch goes on.
+    ear: Option<Ear>,
     /// What ended a sleep.
     woken_by: Option<Wake>,
     /// When what was carried is to be looked at, and when it was last.
@@ -146,6 +151,7 @@ impl Driver {
             journal: Journal::new(peers, clock::now()),
             pings: Pings::new(),
             watchdog: Watchdog::from_env(clock::now()),
+            ear: None,
             woken_by: None,
             look_at: None,
             looked: clock::now(),
@@ -315,6 +321,16 @@ impl Driver {
                     let _ = sender.send(Input::Resolved { name, addresses }).await;
                 });
             }
+            Action::Overhear { on } => {
+                let port = self.sockets.local_address(SocketId::MAIN_V4).filter(|_| on).map(|main| main.port());
+                let sender = self.sender.clone();
+                self.ear = port.map(|port| {
+                    Ear::open(port, move |from, probe| {
+                        // Where the loop has its hands full, a later one is as good.
+                        let _ = sender.try_send(Input::Overheard { from, probe: probe.to_vec() });
+                    })
+                });
+            }
             Action::Inject { packet } => {
                 // A device that is gone shows when it is read.
                 let _ = self.tun.write_packet(&packet);
@@ -392,6 +408,7 @@ impl Driver {
             Input::Addresses(addresses) => self.node.handle_addresses(now, &addresses),
             Input::PortMapping(mapped) => self.node.handle_port_mapping(now, mapped),
             Input::Resolved { name, addresses } => self.node.handle_resolved(now, &name, &addresses),
+            Input::Overheard { from, probe } => self.node.handle_overheard(now, from, &probe),
             Input::Control(request, reply) => {
                 if let Some(exit) = self.handle_request(now, request, reply) {
                     return Some(exit);

@@ -10,6 +10,7 @@
 //! schedule  how the kernel shares the processors with the packet threads
 //! links     addresses, routes and rules of our device; addresses and gateway of this machine
 //! netmon    the kernel's word that addresses, links or routes changed
+//! overhear  probes that this machine's own firewall may keep from our socket
 //! resolve   host names
 //! portmap   UPnP, PCP and NAT-PMP
 //! ```
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod cpu;
 pub mod links;
 pub mod netmon;
+pub mod overhear;
 pub mod portmap;
 pub mod resolve;
 pub mod schedule;

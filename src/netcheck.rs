@@ -162,7 +162,7 @@ async fn carry_out(client: &mut Client, sockets: &mut Sockets) {
             }
             Action::CloseSocket { id } => sockets.close(id),
             // A name that could not be looked up a moment ago is not waited for.
-            Action::Resolve { .. } | Action::Inject { .. } | Action::Event(_) => {}
+            Action::Resolve { .. } | Action::Inject { .. } | Action::Overhear { .. } | Action::Event(_) => {}
         }
     }
     let transmits: Vec<Transmit> = std::iter::from_fn(|| client.poll_transmit()).collect();

@@ -26,6 +26,7 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
+use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -64,6 +65,12 @@ pub fn interface_index(name: &str) -> Option<u32> {
 pub fn watch_set(set: Arc<Epoll>) -> io::Result<AsyncFd<Arc<Epoll>>> {
     // SAFETY: an Epoll is an OwnedFd that nobody can take out of it, and the registration holds it by an Arc.
     unsafe { AsyncFd::register_with_interest(set, Interest::READABLE) }.map_err(|error| error.into_parts().1)
+}
+
+/// Lets tokio wait for a socket to become readable. To be called within a tokio runtime.
+pub fn watch_socket(socket: Arc<Socket>) -> io::Result<AsyncFd<Arc<Socket>>> {
+    // SAFETY: a Socket is an OwnedFd that nobody can take out of it while the registration holds it by an Arc.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(|error| error.into_parts().1)
 }
 
 /// Sets an integer option of a socket's that socket2 has no name for. Best effort: the kernel's answer is the result.

@@ -43,6 +43,9 @@ pub enum Action {
     CloseSocket { id: SocketId },
     /// Resolve a host name; answer with `Node::handle_resolved`, with no addresses where it failed.
     Resolve { name: String },
+    /// From now on (`on`), or no longer, tell `Node::handle_overheard` of the probes that reach this machine for the main port,
+    /// whether a firewall of its own lets them in or not. Best effort.
+    Overhear { on: bool },
     /// Give the TUN device this inner packet of our own making: an ICMP error about one that it gave.
     Inject { packet: Vec<u8> },
     /// Something happened that a log, a user who waits, or a test wants to know.

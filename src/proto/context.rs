@@ -73,6 +73,8 @@ pub struct Local {
     pub orders: Option<VecDeque<Order>>,
     /// The peers that a hard call is going on with; `[punch] hard_calls` at most.
     pub hard_calls: BTreeSet<PeerId>,
+    /// The peers that a punch is going on with.
+    pub punching: BTreeSet<PeerId>,
     /// So many hops take a packet out of our own site, past all its NATs, as far as was learned.
     pub low_ttl: u8,
     pub low_ttl_is_known: bool,
@@ -93,6 +95,19 @@ impl Local {
                 self.indices.insert(index, peer);
                 return index;
             }
+        }
+    }
+
+    /// Whether a punch goes on with `peer`; while there is any, probes are overheard.
+    pub fn note_punching(&mut self, peer: PeerId, on: bool) {
+        let before = self.punching.is_empty();
+        if on {
+            self.punching.insert(peer);
+        } else {
+            self.punching.remove(&peer);
+        }
+        if self.punching.is_empty() != before {
+            self.act(Action::Overhear { on: before });
         }
     }
 

@@ -127,6 +127,7 @@ impl Node {
                 out: VecDeque::new(),
                 orders: None,
                 hard_calls: BTreeSet::new(),
+                punching: BTreeSet::new(),
                 low_ttl: LOW_TTL,
                 low_ttl_is_known: false,
                 memory: Memory::default(),
@@ -181,6 +182,20 @@ impl Node {
                 self.drops.count(reason);
                 false
             }
+        }
+    }
+
+    /// A datagram for the main port reached this machine, while [`Action::Overhear`] says so, and may or may not have come by the
+    /// socket as well. It is news only if it is the first copy of a call's probe; anything else is nobody's fault.
+    pub fn handle_overheard(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        if Kind::of(datagram) != Some(Kind::Dudp(Dudp::Ack)) {
+            return;
+        }
+        let id = rendezvous::receiver(datagram).and_then(|index| self.local.indices.get(&index).copied());
+        if let Some(id) = id {
+            let way = Way { socket: SocketId::main_for(&from), remote: from };
+            let _ = self.with_peer(id, |peer, local| peer.handle_overheard(now, local, way, datagram));
+            self.settle(now);
         }
     }
 
@@ -414,6 +429,7 @@ impl Node {
         } else {
             self.local.hard_calls.remove(&id);
         }
+        self.local.note_punching(id, peer.is_punching());
         let floor = looked_at + Duration::from_nanos(u64::from(looked_at != Instant::default()));
         let due = peer.poll_timeout().map(|due| due.max(floor));
         if peer.scheduled == due {

@@ -32,6 +32,9 @@ use super::wire::HEADER_LEN;
 /// Length of either body.
 pub const BODY_LEN: usize = 32;
 
+/// Length of either, sealed.
+pub const LEN: usize = HEADER_LEN + session::ADDRESS_LEN + BODY_LEN + TAG_LEN;
+
 pub type Token = u64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -73,6 +73,8 @@ pub struct Member {
     pub hides_addresses: bool,
     /// When each inner packet was delivered, where a test asks for it.
     pub deliveries: Option<Vec<Instant>>,
+    /// Whether probes are overheard that the firewall keeps out.
+    overhears: bool,
     /// A firewall on the same machine.
     pub firewall: Option<Firewall>,
     /// A port that the router maps, and when this member hears of it.
@@ -119,6 +121,7 @@ impl Member {
             socket_limit: usize::MAX,
             hides_addresses: false,
             deliveries: None,
+            overhears: false,
             firewall: None,
             mapping: None,
             probes: 0,
@@ -245,6 +248,12 @@ impl Member {
                 }
             }
             Action::Resolve { name } => self.resolving.push_back((moment.now + RESOLVING, name)),
+            Action::Overhear { on } => {
+                if on == self.overhears {
+                    moment.faults.push(format!("asks twice for overhearing to be {on}"));
+                }
+                self.overhears = on;
+            }
             Action::Inject { packet } => match too_big(&packet) {
                 Some((to, mtu)) if self.config.addresses.iter().any(|own| own.addr() == to) => self.pinger.too_big(mtu),
                 _ => moment.faults.push(format!("gives the TUN device {packet:?}")),
@@ -372,6 +381,10 @@ impl Machine for Member {
         // Both families' main sockets share a port number, so the family tells them apart; extra ones are IPv4.
         let port = datagram.dst.port();
         if self.firewall.as_mut().is_some_and(|firewall| !firewall.lets_in(moment.now, port, datagram.src)) {
+            if self.overhears && port == self.config.listen_port {
+                node.handle_overheard(moment.now, datagram.src, &datagram.payload);
+                self.drain(moment);
+            }
             return;
         }
         let socket = match port == self.config.listen_port {
@@ -397,6 +410,7 @@ impl Machine for Member {
         let now = moment.now;
         let Some(node) = &mut self.node else {
             let mut node = Node::new(self.config.clone(), self.seed, now, wall(now));
+            self.overhears = false;
             self.lanes = (self.seed[0] % 2 == 1).then(|| Lanes::of(&mut node));
             node.handle_addresses(now, if self.hides_addresses { &[] } else { &self.addresses });
             self.node = Some(Box::new(node));

@@ -81,6 +81,7 @@ impl Node {
             self.deadlines.remove(&(due, id));
         }
         self.local.hard_calls.remove(&id);
+        self.local.note_punching(id, false);
     }
 
     fn change_peer(&mut self, now: Instant, id: PeerId, config: config::Peer, mtu: u16) {

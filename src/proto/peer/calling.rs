@@ -121,6 +121,10 @@ impl Peer {
         }
     }
 
+    pub fn is_punching(&self) -> bool {
+        matches!(self.call, Call::Punching(_))
+    }
+
     pub(super) fn drive_call(&mut self, now: Instant, local: &mut Local) {
         match &mut self.call {
             Call::Resting { until } if now >= *until => {

@@ -4,6 +4,7 @@
 //! ACK in            heard: payload may go back, if the sealed call named the address; our own ACK goes the same way
 //! ACK2 in           proved: the way works in both directions
 //! sounding in       answered: a datagram of its length arrives; nothing else comes of it
+//! ACK overheard     our own ACK goes the same way, past a firewall on this machine, and opens that
 //! caller, proved    ─► ACK with `chosen` ─► the called member takes the same way, and both close all other sockets
 //! ```
 
@@ -61,6 +62,22 @@ impl Peer {
                 }
                 self.on_ack2(now, local, way, ack2);
             }
+        }
+        self.drive(now, local);
+        Ok(())
+    }
+
+    /// A probe that a firewall on this machine may have kept from our socket: what we ask at once opens that for the answer, which is
+    /// what proves a path. Errors: not a probe of the peer's, or one that came by the socket already.
+    pub fn handle_overheard(&mut self, now: Instant, local: &mut Local, way: Way, datagram: &[u8]) -> Result<(), Drop> {
+        if !self.is_punching() {
+            return Err(Drop::Unknown);
+        }
+        let body = self.tunnel.open_probe(now, HEADER_LEN, datagram)?;
+        let ack = Ack::parse(&body).ok_or(Drop::Malformed)?;
+        if !self.paths.is_current(way) {
+            let method = method_of(ack.via).unwrap_or_else(|| self.punch_method(way));
+            self.challenge(now, local, way, Goal::Move(method));
         }
         self.drive(now, local);
         Ok(())

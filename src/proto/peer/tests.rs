@@ -53,6 +53,7 @@ fn local(discovery: Vec<Discovery>) -> Local {
         out: VecDeque::new(),
         orders: None,
         hard_calls: BTreeSet::new(),
+        punching: BTreeSet::new(),
         low_ttl: 2,
         low_ttl_is_known: false,
         memory: Default::default(),

@@ -187,7 +187,7 @@ impl World {
             }
             Action::Resolve { name } => member.names.push_back(name),
             Action::Inject { packet } => assert!(Header::parse(&packet).is_some(), "gives the TUN device no packet"),
-            Action::Event(_) => {}
+            Action::Overhear { .. } | Action::Event(_) => {}
         }
     }
 
