@@ -92,22 +92,36 @@ fn a_mapped_port_on_one_side_connects_it_with_anything() {
     }
 }
 
-/// The firewall lets in only answers, so the member behind it must send to where the other's packets come from.
+/// The firewall lets in only answers, so the member behind it must send to where the other's packets come from; it overhears them.
 #[test]
-fn a_host_firewall_behind_a_mapped_port_lets_a_symmetric_nat_in() {
+fn a_host_firewall_lets_a_symmetric_nat_in_to_a_mapped_port_and_to_a_public_address() {
     needs_root!();
-    for (kind, other) in
-        [("port-restricted", "symmetric-4b"), ("symmetric-4b", "symmetric-4b"), ("port-restricted", "random")]
-    {
+    for (kind, other) in [
+        ("port-restricted", "symmetric-4b"),
+        ("symmetric-4b", "symmetric-4b"),
+        ("port-restricted", "random"),
+        ("none", "symmetric-4b"),
+        ("none", "random"),
+    ] {
         let lab = Lab::new(&format!("--left {kind} --right {other} {PUBLIC} --delay 25"));
-        lab.script("upnp", "left");
+        let has_router = kind != "none";
+        if has_router {
+            lab.script("upnp", "left");
+        }
         lab.nft("left", "inet firewall", "input priority 0", "meta l4proto udp iifname eth0 ct state new drop");
         let (_servers, mut left, mut right) = pair(&lab);
         left.start(&lab);
         right.start(&lab);
         let time = lab.pings_within("left", &right.address4, Duration::from_secs(3));
         let peers = (left.peer(&lab, "right"), right.peer(&lab, "left"));
-        assert_ne!(left.expect_status(&lab)["nat"]["port_mapping"], "none");
+        assert_eq!(left.expect_status(&lab)["nat"]["port_mapping"] != "none", has_router);
         assert!(time.is_some(), "{kind}, {other}: {peers:?}");
+        for peer in [&peers.0, &peers.1] {
+            let probes = peer["probes_sent"].as_u64();
+            assert!(probes.is_some_and(|probes| probes <= 64), "{kind}, {other}, after {time:?}: {peer}");
+        }
+        // Overheard while it called, and no longer.
+        let shut = within(Duration::from_secs(5), || !lab.expect("left", "cat /proc/net/packet").contains("0800"));
+        assert!(shut, "a packet socket stays open");
     }
 }

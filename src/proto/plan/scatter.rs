@@ -17,7 +17,7 @@ use super::{
     Moving, Outlook, Pair, Plan, Port, Random, Round, Side, Sockets, Strategy, Target, Timing, direct, grid, is_open,
     placed,
 };
-use crate::proto::nat::Filtering;
+use crate::proto::nat::{Filtering, Mapping};
 
 /// Misses once in 5,000 tries.
 const ENOUGH: f64 = 8.5;
@@ -53,16 +53,17 @@ pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -
     Plan { rounds, outlook }
 }
 
-/// An open filter, or a mapped port, is worth a round trip: one shot each, and nothing hard.
+/// An open filter, or a mapped port, is worth a round trip: one shot each, and nothing hard. So is a machine without a NAT: the
+/// firewall may be its own, and it overhears what that keeps out ([`crate::proto::Action::Overhear`]).
 fn gate(pair: &Pair<'_>, random: Random, fixed: &Port, filtering: Filtering, random_calls: bool) -> Option<Round> {
-    if filtering == Filtering::AddressAndPortDependent {
+    let (of_random, of_fixed) = if random_calls { (pair.caller, pair.called) } else { (pair.called, pair.caller) };
+    if filtering == Filtering::AddressAndPortDependent && of_fixed.mapping != Mapping::None {
         return None;
     }
-    let theirs = if random_calls { pair.caller } else { pair.called };
     let open = is_open(filtering);
     let first = if open { Timing::Prompt } else { Timing::Opened };
     let (mine, its) = if random_calls { (Timing::Volleys, Timing::Opened) } else { (first, Timing::Volleys) };
-    let anywhere = Port::Fixed { at: theirs.tuple?, from: Sockets::Reported, filtering: Filtering::Unknown };
+    let anywhere = Port::Fixed { at: of_random.tuple?, from: Sockets::Reported, filtering: Filtering::Unknown };
     let shot = direct::side(&Port::Random(random), fixed, mine);
     // A round long, so that a call whose answer was lost comes again before anything hard is begun.
     Some(placed(Strategy::Direct, pair.terms.round, shot, direct::side(fixed, &anywhere, its), random_calls))

@@ -122,6 +122,19 @@ fn an_open_filter_is_tried_before_anything_hard() {
 }
 
 #[test]
+fn a_machine_without_a_nat_may_overhear_the_first_shot_and_a_router_does_not() {
+    for (mapping, first) in [(Mapping::None, Strategy::Direct), (Mapping::EndpointIndependent, Strategy::Scatter)] {
+        let mut shut = report(mapping, Allocation::Preserving);
+        shut.filtering = Filtering::AddressAndPortDependent;
+        let random = random(Mapping::AddressAndPortDependent);
+        for plan in [rounds(&random, &there(shut.clone())), rounds(&shut, &there(random))] {
+            assert_eq!(plan.rounds[0].strategy, first, "{mapping:?}");
+            assert!(plan.rounds.iter().any(|round| round.strategy == Strategy::Scatter));
+        }
+    }
+}
+
+#[test]
 fn a_mapped_port_makes_a_side_fixed_whatever_its_nat_does_and_a_private_one_does_not() {
     let mapped = |ip: [u8; 4]| {
         let mut report = random(Mapping::AddressAndPortDependent);

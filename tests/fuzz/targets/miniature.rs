@@ -303,6 +303,11 @@ impl World {
         if dropped == 1 && !self.genuine.contains(payload) {
             assert!(sent <= payload.len(), "{} bytes that were dropped set off {sent}", payload.len());
         }
+        let node = &mut self.members[who].node;
+        let before = node.drops();
+        node.handle_overheard(self.now, from, payload);
+        assert_eq!(node.drops(), before, "what is overheard is nobody's fault");
+        assert_eq!(self.drain(who), 0, "a copy of what came by the socket is no news");
         let sealed = match Kind::of(payload) {
             None => {
                 assert_eq!(dropped, 1, "what is of no kind is counted");

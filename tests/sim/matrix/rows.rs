@@ -382,4 +382,7 @@ fn around_the_nat(rows: &mut Vec<Row>) {
         let row = Row { host_firewall: true, ..row }.called("host firewall");
         rows.push(if others > 0 { row.others(others) } else { row });
     }
+    for other in [COUNTS, RANDOM_ALL] {
+        rows.push(Row { host_firewall: true, ..Row::new(NONE, other, pair) }.called("host firewall"));
+    }
 }
