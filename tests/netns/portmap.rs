@@ -92,36 +92,51 @@ fn a_mapped_port_on_one_side_connects_it_with_anything() {
     }
 }
 
-/// The firewall lets in only answers, so the member behind it must send to where the other's packets come from; it overhears them.
+/// The firewall lets in only answers, so the member behind it must send to where the other's packets come from.
 #[test]
-fn a_host_firewall_lets_a_symmetric_nat_in_to_a_mapped_port_and_to_a_public_address() {
+fn a_host_firewall_behind_a_mapped_port_lets_a_symmetric_nat_in() {
     needs_root!();
-    for (kind, other) in [
-        ("port-restricted", "symmetric-4b"),
-        ("symmetric-4b", "symmetric-4b"),
-        ("port-restricted", "random"),
-        ("none", "symmetric-4b"),
-        ("none", "random"),
-    ] {
+    for (kind, other) in
+        [("port-restricted", "symmetric-4b"), ("symmetric-4b", "symmetric-4b"), ("port-restricted", "random")]
+    {
         let lab = Lab::new(&format!("--left {kind} --right {other} {PUBLIC} --delay 25"));
-        let has_router = kind != "none";
-        if has_router {
-            lab.script("upnp", "left");
-        }
-        lab.nft("left", "inet firewall", "input priority 0", "meta l4proto udp iifname eth0 ct state new drop");
-        let (_servers, mut left, mut right) = pair(&lab);
+        lab.script("upnp", "left");
+        let (_servers, mut left, mut right) = shut(&lab);
         left.start(&lab);
         right.start(&lab);
         let time = lab.pings_within("left", &right.address4, Duration::from_secs(3));
         let peers = (left.peer(&lab, "right"), right.peer(&lab, "left"));
-        assert_eq!(left.expect_status(&lab)["nat"]["port_mapping"] != "none", has_router);
+        assert_ne!(left.expect_status(&lab)["nat"]["port_mapping"], "none");
         assert!(time.is_some(), "{kind}, {other}: {peers:?}");
-        for peer in [&peers.0, &peers.1] {
-            let probes = peer["probes_sent"].as_u64();
-            assert!(probes.is_some_and(|probes| probes <= 64), "{kind}, {other}, after {time:?}: {peer}");
-        }
-        // Overheard while it called, and no longer.
-        let shut = within(Duration::from_secs(5), || !lab.expect("left", "cat /proc/net/packet").contains("0800"));
-        assert!(shut, "a packet socket stays open");
     }
+}
+
+/// With so few guesses hardly one call in a hundred would come through; what is overheard needs none.
+#[test]
+fn a_random_port_that_the_host_firewall_drops_is_overheard_and_needs_no_guess() {
+    needs_root!();
+    for kind in ["port-restricted", "none"] {
+        let lab = Lab::new(&format!("--left {kind} --right random {PUBLIC} --delay 25"));
+        if kind != "none" {
+            lab.script("upnp", "left");
+        }
+        let (_servers, mut left, mut right) = shut(&lab);
+        for member in [&mut left, &mut right] {
+            member.discovery_lines = "[punch]\nprobes = 64\nsockets = 16\nentries = 64".to_owned();
+            member.write_config();
+            member.start(&lab);
+        }
+        let time = lab.pings_within("left", &right.address4, Duration::from_secs(10));
+        let peers = (left.peer(&lab, "right"), right.peer(&lab, "left"));
+        assert!(time.is_some(), "{kind}: {peers:?}");
+        // Packet sockets of IPv4, by their protocol: there while it called, and no longer.
+        let gone = within(Duration::from_secs(5), || !lab.expect("left", "cat /proc/net/packet").contains(" 0800 "));
+        assert!(gone, "a packet socket stays open");
+    }
+}
+
+/// The usual pair, the left one behind a firewall of its own.
+fn shut(lab: &Lab) -> (Servers, Member, Member) {
+    lab.nft("left", "inet firewall", "input priority 0", "meta l4proto udp iifname eth0 ct state new drop");
+    pair(lab)
 }
