@@ -30,7 +30,7 @@ use tracing::debug;
 use super::sys;
 use crate::proto::ip::{V4_HEADER, V6_HEADER};
 use crate::proto::probe;
-use crate::proto::wire::{Dudp, Kind};
+use crate::proto::wire::{Dudp, Kind, MAGIC};
 
 /// So long after the packet, the copy that our UDP socket was given is with the core already, and this one is no news.
 const AFTER: Duration = Duration::from_millis(2);
@@ -39,7 +39,7 @@ const BATCH: usize = 64;
 /// The longest header of IPv4 (RFC 791 section 3.1).
 const LONGEST_V4_HEADER: usize = 60;
 const UDP_HEADER: usize = 8;
-const UDP: u8 = 17;
+const UDP: u8 = libc::IPPROTO_UDP as u8;
 /// As much of a packet as is looked at.
 const LONGEST: usize = LONGEST_V4_HEADER + UDP_HEADER + probe::LEN;
 /// More fragments, or an offset: bits of IPv4's bytes 6 and 7.
@@ -168,7 +168,7 @@ fn filter_v4(port: u16) -> Vec<SockFilter> {
         Check::Is(1, 9, UDP.into()),
         Check::Clear(6, FRAGMENT),
         Check::IsBehind(2, 2, port.into()),
-        Check::IsBehind(4, UDP_HEADER as u32, dudp()),
+        Check::IsBehind(4, UDP_HEADER as u32, u32::from_be_bytes(MAGIC)),
         Check::IsBehind(1, UDP_HEADER as u32 + 4, Dudp::Ack as u32),
     ])
 }
@@ -178,13 +178,9 @@ fn filter_v6(port: u16) -> Vec<SockFilter> {
     filter(&[
         Check::Is(1, 6, UDP.into()),
         Check::Is(2, udp + 2, port.into()),
-        Check::Is(4, udp + UDP_HEADER as u32, dudp()),
+        Check::Is(4, udp + UDP_HEADER as u32, u32::from_be_bytes(MAGIC)),
         Check::Is(1, udp + UDP_HEADER as u32 + 4, Dudp::Ack as u32),
     ])
-}
-
-fn dudp() -> u32 {
-    u32::from_be_bytes(*b"DUDP")
 }
 
 /// The kernel's program (linux/filter.h) that lets a packet pass which is for this machine and passes all of `checks`.

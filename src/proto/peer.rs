@@ -385,7 +385,7 @@ impl Peer {
         self.was_held = false;
         self.wanted = self.config.connect == Connect::Always;
         // A way that is proved after its call is over was described better while it lasted.
-        if news || method == Method::Roamed || matches!(self.call, Call::Punching(_)) {
+        if news || method == Method::Roamed || self.is_punching() {
             self.why = Some(self.found_by(method));
         }
         self.tunnel.set_keepalive(now, Some(local.lifetime.keepalive()));

@@ -79,7 +79,7 @@ impl Peer {
         if self.is_settled() && self.paths.was_left(now, way) {
             return;
         }
-        if matches!(self.call, Call::Punching(_)) {
+        if self.is_punching() {
             // The first packet after the punch may be payload.
             let method = self.punch_method(way);
             if self.paths.current().is_none() && self.is_known(way) {

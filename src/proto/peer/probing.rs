@@ -200,7 +200,7 @@ impl Peer {
 
     /// The path of a call is chosen: everything else that the call opened is closed.
     pub(super) fn settle(&mut self, now: Instant, local: &mut Local, way: Way) {
-        if matches!(self.call, Call::Punching(_)) {
+        if self.is_punching() {
             self.learn(local, way);
             self.end_call(local, Some(way.socket));
             self.end_budget(now, local);

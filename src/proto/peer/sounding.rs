@@ -2,7 +2,7 @@
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{Call, Peer};
+use super::Peer;
 use crate::proto::Instant;
 use crate::proto::context::Local;
 use crate::proto::mtu::{Sounding, headers};
@@ -37,7 +37,7 @@ impl Peer {
         match self.paths.current() {
             None => self.mtu.stop(),
             Some(path) if !self.mtu.is_on(path.way) => {
-                let is_settled = self.paths.is_proved() && !matches!(self.call, Call::Punching(_));
+                let is_settled = self.paths.is_proved() && !self.is_punching();
                 if self.is_member && is_settled && self.tunnel.is_established(now) {
                     self.mtu.begin(now, path.way);
                 }
