@@ -222,6 +222,11 @@ impl Local {
         (id, port)
     }
 
+    /// Whether discovery opened that socket for questions of its own, and will close it.
+    pub fn asks_from(&self, socket: SocketId) -> bool {
+        socket >= SocketId::FIRST_EXTRA && (self.discovery.asks_from(socket) || self.lifetime.asks_from(socket))
+    }
+
     pub fn close_socket(&mut self, id: SocketId) {
         if id >= SocketId::FIRST_EXTRA {
             self.act(Action::CloseSocket { id });

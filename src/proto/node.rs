@@ -200,7 +200,12 @@ impl Node {
     }
 
     fn dispatch(&mut self, now: Instant, way: Way, packet: &mut Packet) -> Result<bool, Drop> {
-        match Kind::of(packet.bytes()).ok_or(Drop::Malformed)? {
+        let kind = Kind::of(packet.bytes()).ok_or(Drop::Malformed)?;
+        // Those close when discovery has done with them: no path may go by one, where a NAT lets in whoever guesses its port.
+        if self.local.asks_from(way.socket) && !matches!(kind, Kind::Stun | Kind::Dudp(Dudp::PubInfo)) {
+            return Err(Drop::Unknown);
+        }
+        match kind {
             Kind::WireGuard(WireGuard::Transport) => self.handle_transport(now, way, packet),
             Kind::WireGuard(kind) => self.handle_handshake(now, way, kind, packet.bytes()).map(|()| false),
             Kind::Stun => self.handle_discovery(now, way.socket, packet.bytes()).map(|()| false),

@@ -1,9 +1,12 @@
 //! Somebody on the way, and servers that lie: nobody panics, nothing false is delivered, the path stays.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use p2ptund::proto::Event;
 use p2ptund::proto::action::Drop;
+use p2ptund::proto::config::MEMBER_PORT;
+use p2ptund::proto::wire::Dudp;
+use p2ptund::proto::{Event, SocketId};
 
 use crate::classes::Class;
 use crate::dice::Dice;
@@ -97,6 +100,30 @@ fn a_storm_of_forged_datagrams_does_not_stop_a_call() {
         assert!(scene.member(0).pinger.first_answer.is_some(), "seed {seed}");
         scene.check();
     }
+}
+
+#[test]
+fn a_probe_that_is_led_to_a_socket_of_discovery_brings_up_no_path_there() {
+    let mut scene = tapped(Class::None, 45);
+    scene.ping(0, Duration::from_millis(50));
+    let own = scene.world.host(scene.members[0]).address_v4().expect("is there");
+    let to = SocketAddr::from((own, MEMBER_PORT));
+    let mut led = 0;
+    for _ in 0..1000 {
+        scene.run_for(Duration::from_millis(1));
+        let tap = scene.world.tap.replace(Vec::new()).expect("is tapped");
+        let Some(asks_from) = scene.member(0).port_of(SocketId::FIRST_EXTRA) else { continue };
+        // Ahead of the peer's own.
+        for datagram in tap.into_iter().filter(|it| it.dst == to && it.payload.starts_with(&Dudp::Ack.header())) {
+            led += 1;
+            scene.world.inject(Datagram { dst: SocketAddr::from((own, asks_from)), ..datagram });
+        }
+    }
+    assert!(led > 0, "the peer does not probe while discovery still asks");
+    assert_eq!(scene.member(0).drops().of(Drop::Unknown), led);
+    scene.run_for(SOON);
+    assert!(scene.member(0).pinger.first_answer.is_some());
+    scene.check();
 }
 
 #[test]

@@ -169,6 +169,11 @@ impl Member {
         self.events.iter().find(|(_, event)| matches!(event, Event::Connected { .. })).map(|(at, _)| *at)
     }
 
+    /// The port of a socket that is open.
+    pub fn port_of(&self, socket: SocketId) -> Option<u16> {
+        self.sockets.get(&socket).copied()
+    }
+
     /// Extra sockets that are open now.
     pub fn open_sockets(&self) -> usize {
         self.by_port.len()

@@ -320,6 +320,11 @@ impl Client {
         }
     }
 
+    /// Whether that is the socket that filtering is looked at from.
+    pub fn asks_from(&self, socket: SocketId) -> bool {
+        self.filter.as_ref().is_some_and(|survey| survey.socket == socket)
+    }
+
     /// A scout's owner needs no answers any more.
     pub fn forget_scout(&mut self, socket: SocketId) {
         self.transmits.retain(|transmit| transmit.socket != socket);

@@ -159,6 +159,11 @@ impl Lifetime {
         }
     }
 
+    /// Whether a silence is tried from that socket.
+    pub fn asks_from(&self, socket: SocketId) -> bool {
+        self.feelers.iter().any(|feeler| feeler.socket == socket)
+    }
+
     /// How many mappings it made since it was asked last.
     pub fn take_mappings(&mut self) -> usize {
         std::mem::take(&mut self.mappings)
