@@ -299,6 +299,7 @@ impl Peer {
     /// Takes the peer down: closes what it opened.
     pub fn close(&mut self, local: &mut Local) {
         self.take_back(local);
+        self.paths.lose();
         self.end_call(local, None);
         self.close_spare(local);
         if let Some(socket) = self.kept_socket.take() {
@@ -312,9 +313,14 @@ impl Peer {
         }
     }
 
-    /// Closes a socket, and forgets whatever would still be sent from it. The main sockets stay open.
+    /// Closes a socket, and forgets whatever would still be sent from it. The main sockets stay open, and the one that the path in use
+    /// goes by outlives whatever opened it: a call may end after another way than its own has brought the path up.
     fn close_socket(&mut self, local: &mut Local, socket: SocketId) {
         local.discovery.forget_scout(socket);
+        if socket >= SocketId::FIRST_EXTRA && self.way().is_some_and(|way| way.socket == socket) {
+            self.kept_socket = Some(socket);
+            return;
+        }
         self.paths.forget_socket(socket);
         match self.paths.lingers(socket).filter(|_| socket >= SocketId::FIRST_EXTRA) {
             Some(until) => self.lingering.push((socket, until)),
