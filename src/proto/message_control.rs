@@ -125,6 +125,19 @@ pub struct Report {
     pub waiting: bool,
 }
 
+impl Report {
+    /// Whether the owner's NAT lets a peer in where its own answers leave by another port, for its filter asks less than its mapping.
+    /// `None`: too little is known.
+    pub fn may_hear_in_vain(&self) -> Option<bool> {
+        match (self.mapping, self.filtering) {
+            (Mapping::None | Mapping::EndpointIndependent, _) | (_, Filtering::AddressAndPortDependent) => Some(false),
+            (Mapping::Unknown, _) | (_, Filtering::Unknown) => None,
+            (_, Filtering::EndpointIndependent) => Some(true),
+            (mapping, Filtering::AddressDependent) => Some(mapping == Mapping::AddressAndPortDependent),
+        }
+    }
+}
+
 /// A rate and its standard deviation, in mappings per 1,000 s.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PerKilosecond {

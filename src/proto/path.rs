@@ -1,9 +1,9 @@
 //! A peer's paths: which one is in use, how it is proved, and how its loss is noticed.
 //!
 //! A path is a local socket and a remote address. Three things bring one up: a probe of the peer's that arrives on it (it is
-//! *heard*: payload may go back on it, for it came out of a session that was agreed a moment ago), an answer to a probe of ours
-//! (it is *proved*), or a WireGuard handshake that went over it (proved). An address that shows up in any other authentic packet
-//! is challenged first.
+//! *heard*: payload may go back on it, for it came out of a session that was agreed a moment ago; whether the peer hears us there
+//! it is asked, and if not, it is no path), an answer to a probe of ours (it is *proved*), or a WireGuard handshake that went over
+//! it (proved). An address that shows up in any other authentic packet is challenged first.
 //!
 //! Nothing is sent to keep watch. The path is asked where something is amiss: payload that is not answered, a flow that stops
 //! coming in, or silence longer than two keepalives.
@@ -47,6 +47,8 @@ const LOST_TRIES: u32 = 8;
 const RETRY: Duration = Duration::from_millis(400);
 /// … so many times in all: with 5 % loss each way all are lost once in 10,000.
 const TRIES: u32 = 4;
+/// How often a path on which the peer was heard is asked whether it hears us.
+pub const PROOF_TRIES: u32 = 8;
 /// How long a path that was left is still listened on: what is on its way there is not lost, and says nothing of where the peer
 /// is. A round trip by satellite, and the choice of the new path repeated a few times.
 const LINGER: Duration = Duration::from_secs(3);
@@ -75,6 +77,8 @@ pub struct Path {
 pub enum Goal {
     /// The path in use: does it still work?
     Check,
+    /// The path in use, on which the peer was heard in a call: does it hear us? It is asked again after so long.
+    Prove(Method, Duration),
     /// Another way, to be used if it works.
     Move(Method),
     /// The caller's choice, to be told to the called member.
@@ -106,6 +110,7 @@ impl Challenge {
             + match self.goal {
                 Goal::Check if self.tries > SUSPECT_TRIES => SUSPECT_RETRY,
                 Goal::Check => rtt.map_or(UNTIMED_RETRY, |rtt| (rtt * 5 / 4).max(SOONEST_RETRY)),
+                Goal::Prove(_, retry) => retry,
                 _ if self.is_only_asked() => RETRY * 5,
                 _ => RETRY,
             }
@@ -116,6 +121,7 @@ impl Challenge {
             Goal::Check => LOST_TRIES,
             Goal::Ping(_) => 1,
             Goal::Greet => GREETINGS,
+            Goal::Prove(..) => PROOF_TRIES,
             Goal::Move(_) | Goal::Choose | Goal::Follow(_) => TRIES,
         }
     }
@@ -197,6 +203,8 @@ pub struct Paths {
     left: Recent,
     /// Ways that work and are no better than the path in use, the latest last, and until when they are not asked again.
     declined: Recent,
+    /// Ways on which the peer was heard, and did not hear us.
+    deaf: Recent,
     challenges: Vec<Challenge>,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
@@ -260,6 +268,11 @@ impl Paths {
         self.declined.holds(now, way)
     }
 
+    /// Whether the peer was asked a moment ago whether it hears us on `way`, and did not.
+    pub fn is_deaf(&self, now: Instant, way: Way) -> bool {
+        self.deaf.holds(now, way)
+    }
+
     /// Until when a socket is to stay open for what is on its way there.
     pub fn lingers(&self, socket: SocketId) -> Option<Instant> {
         self.left.0.iter().filter(|(way, _)| way.socket == socket).map(|(_, until)| *until).max()
@@ -297,6 +310,16 @@ impl Paths {
         self.suspect = false;
         self.unanswered_since = None;
         self.challenges.clear();
+    }
+
+    /// The path in use was heard of, and never proved: it is none, unless it answers yet.
+    pub fn retract(&mut self, now: Instant) -> Option<Way> {
+        let path = self.current.take_if(|path| !path.proved)?;
+        self.deaf.note(now, path.way);
+        self.suspect = false;
+        self.flow = None;
+        self.unanswered_since = None;
+        Some(path.way)
     }
 
     /// That socket is closed: nothing is asked from it any more.
@@ -383,7 +406,11 @@ impl Paths {
     /// When the path in use is to be asked.
     fn check_due(&self) -> Option<Instant> {
         self.current.filter(|_| self.watched)?;
-        if self.challenges.iter().any(|challenge| matches!(challenge.goal, Goal::Check | Goal::Choose)) {
+        if self
+            .challenges
+            .iter()
+            .any(|challenge| matches!(challenge.goal, Goal::Check | Goal::Choose | Goal::Prove(..)))
+        {
             return None;
         }
         let patience = self.rtt.map_or(CHECK_EVERY, |rtt| (rtt * 2 + CHECK_MARGIN).max(SOONEST_CHECK));
@@ -423,6 +450,9 @@ impl Paths {
             }
             let in_use = current == Some(challenge.way);
             if challenge.tries >= challenge.most_tries() {
+                if let Goal::Prove(..) = challenge.goal {
+                    self.deaf.note(now, challenge.way);
+                }
                 if !challenge.is_only_asked() && in_use {
                     news = Some(News::Lost(challenge.way));
                 }
@@ -581,6 +611,40 @@ mod tests {
         paths.note_heard(now + Duration::from_secs(1), way(1));
         assert!(!paths.is_suspect() && !paths.improves(Method::Punch));
         assert_eq!(run(&mut paths, now + Duration::from_secs(30)), (0, Vec::new()));
+    }
+
+    const RETRY_OF_HEARD: Duration = Duration::from_millis(125);
+
+    /// A path on which the peer was heard in a call, and was asked.
+    fn heard(now: Instant) -> Paths {
+        let mut paths = Paths { watched: true, ..Paths::default() };
+        paths.adopt(now, way(1), Method::Punch, false);
+        assert!(paths.challenge(now, way(1), Goal::Prove(Method::Punch, RETRY_OF_HEARD), 1).is_some());
+        paths
+    }
+
+    #[test]
+    fn a_path_that_was_only_heard_is_asked_at_its_calls_pace_and_is_then_none_for_a_while() {
+        let now = Instant::default() + Duration::from_secs(9);
+        let mut paths = heard(now);
+        paths.note_sent(now, None);
+        let (asked, news) = run(&mut paths, now + Duration::from_secs(2));
+        let lost = now + RETRY_OF_HEARD * PROOF_TRIES;
+        assert_eq!((asked, news), (PROOF_TRIES as usize - 1, vec![(lost, News::Lost(way(1)))]));
+        assert!(paths.current().is_none());
+        assert!(paths.is_deaf(lost + LINGER / 2, way(1)) && !paths.is_deaf(lost + LINGER, way(1)));
+        assert!(!paths.is_deaf(lost, way(2)));
+    }
+
+    #[test]
+    fn a_path_that_was_given_up_unproved_comes_back_by_its_answer_and_a_proved_one_is_not_given_up() {
+        let now = Instant::default() + Duration::from_secs(9);
+        let mut paths = heard(now);
+        assert_eq!(paths.retract(now), Some(way(1)));
+        assert!(paths.current().is_none());
+        let answer = paths.handle_answer(now + RTT, way(1), 1);
+        assert_eq!(answer, Some((Goal::Prove(Method::Punch, RETRY_OF_HEARD), RTT)));
+        assert_eq!(in_use(now).retract(now), None);
     }
 
     #[test]

@@ -369,7 +369,9 @@ impl Peer {
         }
         self.paths.adopt(now, way, method, proved);
         // No more shots, and above all no new row, whose sockets would take the place of the one that the path goes by.
-        if let Call::Punching(punching) = &mut self.call {
+        if let Call::Punching(punching) = &mut self.call
+            && proved
+        {
             punching.punch.stop();
         }
         if let Some(old) = self.kept_socket.filter(|old| *old != way.socket) {
@@ -451,15 +453,17 @@ impl Peer {
             Some(News::Doubted) => local.poke_servers(now),
             Some(News::Suspect) => self.on_suspect(now, local),
             Some(News::Lost(way)) => {
-                self.on_path_lost(now, local, format!("the path to {} stopped answering", way.remote));
+                let worked = self.paths.current().is_some_and(|path| path.proved);
+                self.on_path_lost(now, local, words::lost(way, worked));
             }
         }
         self.drive(now, local);
     }
 
     fn on_path_lost(&mut self, now: Instant, local: &mut Local, why: String) {
+        // What never worked did not break.
+        self.broke |= self.paths.current().is_some_and(|path| path.proved);
         self.paths.lose();
-        self.broke = true;
         if let Some(socket) = self.kept_socket.take() {
             self.close_socket(local, socket);
         }

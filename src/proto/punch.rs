@@ -8,7 +8,8 @@
 //! Whoever spoke last starts when that has most likely been heard: half of both round trips to the server later. Its
 //! first volley, with a time to live that ends between the two sites, opens its own NAT without touching the other's: a
 //! packet that comes too early can poison a Linux router's port for 30 s. Every later volley of a round has the same tuples,
-//! which allocates nothing new at any NAT. An update of the caller's replaces the plan; what was spent stays spent.
+//! which allocates nothing new at any NAT. An update of the caller's replaces the plan; what was spent stays spent. Where the peer
+//! is heard, nothing is fired until it has had the time to say that it hears us ([`Fire`]).
 //!
 //! Candidates that need no guessing (a host's own addresses, a mapped port) are probed beside all that.
 
@@ -79,6 +80,19 @@ struct Fired {
     at: Instant,
 }
 
+/// Whether it shoots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fire {
+    Open,
+    /// The peer was heard, and is being asked whether it hears us. A NAT that lets anybody in where its answers leave by another port
+    /// has us hear a peer that we don't reach.
+    Held {
+        until: Instant,
+    },
+    /// There is a path.
+    Ceased,
+}
+
 /// One call's punch.
 pub struct Punch {
     setup: Setup,
@@ -96,7 +110,7 @@ pub struct Punch {
     fired: Vec<Fired>,
     /// Mappings that its shots made at our NAT and nobody asked about yet.
     made: Made,
-    stopped: bool,
+    fire: Fire,
 }
 
 /// What a round shoots at, laid out.
@@ -162,7 +176,7 @@ impl Punch {
             candidate_volley: 0,
             fired: Vec::new(),
             made: Made::default(),
-            stopped: false,
+            fire: Fire::Open,
         }
     }
 
@@ -217,7 +231,7 @@ impl Punch {
 
     /// Whether it does what a network notices, which a member does for few peers at a time.
     pub fn is_hard(&self) -> bool {
-        !self.stopped && self.setup.plan.rounds.get(self.round).is_some_and(|round| round.strategy.is_hard())
+        !self.is_stopped() && self.setup.plan.rounds.get(self.round).is_some_and(|round| round.strategy.is_hard())
     }
 
     pub fn probes_sent(&self) -> u64 {
@@ -238,10 +252,11 @@ impl Punch {
         now >= self.deadline()
     }
 
-    /// When the last round has had its time, or the call has.
+    /// When the last round has had its time, or the call has, and what was heard last.
     fn deadline(&self) -> Instant {
         let rounds = self.round_start(self.setup.plan.rounds.len()) + self.grace();
-        rounds.min(self.opened + self.budget.limits().timeout)
+        let all = rounds.min(self.opened + self.budget.limits().timeout);
+        if let Fire::Held { until } = self.fire { all.max(until) } else { all }
     }
 
     /// The last volley of a round leaves at two thirds; its answer takes about as long as two thirds of the shortest round.
@@ -257,12 +272,33 @@ impl Punch {
     }
 
     pub fn is_stopped(&self) -> bool {
-        self.stopped
+        self.fire == Fire::Ceased
     }
 
-    /// No more shots: something was heard. Sockets stay open until [`Punch::close`], for the caller may choose any of them.
+    /// No more shots: there is a path. Sockets stay open until [`Punch::close`], for the caller may choose any of them.
     pub fn stop(&mut self) {
-        self.stopped = true;
+        self.fire = Fire::Ceased;
+    }
+
+    /// No shots until then: most likely there is a path. The plan's time goes on, so that both sides stay in step.
+    pub fn hold_fire(&mut self, until: Instant) {
+        if self.fire != Fire::Ceased {
+            self.fire = Fire::Held { until };
+        }
+    }
+
+    /// Whether the peer was heard, and has not said that it hears us.
+    pub fn has_only_heard(&self) -> bool {
+        matches!(self.fire, Fire::Held { .. })
+    }
+
+    /// Whether what is due may be fired.
+    pub fn may_fire(&self, now: Instant) -> bool {
+        match self.fire {
+            Fire::Open => true,
+            Fire::Held { until } => now >= until,
+            Fire::Ceased => false,
+        }
     }
 
     /// How many sockets of the try before are open still.
@@ -281,19 +317,22 @@ impl Punch {
 
     /// Closes every socket of the punch's but `keep`.
     pub fn close(&mut self, keep: Option<SocketId>) -> Vec<SocketId> {
-        self.stopped = true;
+        self.stop();
         let own = [Some(self.setup.reported), self.setup.fresh];
         let all = self.row.drain(..).chain(self.setup.spare.drain(..)).chain(own.into_iter().flatten());
         all.filter(|socket| *socket >= SocketId::FIRST_EXTRA && Some(*socket) != keep).collect()
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.stopped {
-            return Some(self.deadline());
-        }
         let candidates = CANDIDATE_AT.get(self.candidate_volley).filter(|_| !self.setup.candidates.is_empty());
         let candidates = candidates.map(|at| self.candidates_start() + Duration::from_millis(*at));
-        candidates.into_iter().chain(self.volley_due()).chain([self.deadline()]).min()
+        let fire = candidates.into_iter().chain(self.volley_due()).min();
+        let fire = match self.fire {
+            Fire::Open => fire,
+            Fire::Held { until } => fire.map(|due| due.max(until)),
+            Fire::Ceased => None,
+        };
+        fire.into_iter().chain([self.deadline()]).min()
     }
 
     /// Addresses that need no guessing are probed as soon as may be: no NAT on the way there takes harm.
@@ -363,7 +402,7 @@ impl Punch {
     /// Everything that is due: in order, sockets before their shots.
     pub fn handle_timeout(&mut self, now: Instant, ids: &mut SocketIds, rng: &mut ChaCha20Rng) -> Vec<Step> {
         let mut steps = Vec::new();
-        while !self.stopped {
+        while self.may_fire(now) {
             if self.candidates_due(now) {
                 self.shoot_at_candidates(now, rng, &mut steps);
             } else if self.volley_due().is_some_and(|due| now >= due) {
@@ -428,7 +467,7 @@ impl Punch {
         while self.round < self.setup.plan.rounds.len() && now >= self.round_start(self.round + 1) {
             self.next_round();
         }
-        let due = !self.stopped && self.aimed.is_none() && self.volley_due().is_some_and(|due| now >= due);
+        let due = self.may_fire(now) && self.aimed.is_none() && self.volley_due().is_some_and(|due| now >= due);
         match self.side().filter(|_| due).map(|side| &side.target) {
             Some(Target::Sweep { holds, .. }) if now < self.round_start(self.round + 1) => Some(holds),
             _ => None,

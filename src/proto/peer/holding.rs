@@ -208,6 +208,9 @@ impl Peer {
             }
             return self.end_hold(local, holding);
         }
+        if !punching.punch.may_fire(now) {
+            return;
+        }
         let outcome = self.held(now, local, holding);
         let Call::Punching(punching) = &self.call else { return };
         let is_enough = |holds: &[Hold]| {

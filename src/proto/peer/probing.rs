@@ -16,12 +16,18 @@ use super::{Call, Peer};
 use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
 use crate::proto::message_control::reachable;
-use crate::proto::path::{Ask, Goal, Way, method_of};
+use crate::proto::path::{Ask, Goal, PROOF_TRIES, Way, method_of};
 use crate::proto::probe::{Ack, Ack2, parse_sounding};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
 use crate::proto::wire::{Dudp, HEADER_LEN};
 use crate::proto::{Instant, SocketId};
+
+/// Of a round, so much may pass until a peer that was heard has answered: a round trip and some ([`crate::proto::plan::Pace`]).
+const HEARD: u32 = 4;
+/// Behind a NAT of which too little is known, the punch waits for so many answers: with 2 % lost on each of four links, all are
+/// once in 350,000 times.
+const UNSURE_TRIES: u32 = 5;
 
 impl Peer {
     /// DUDP_ACK or DUDP_ACK2 under one of our sessions.
@@ -120,12 +126,29 @@ impl Peer {
             } else {
                 self.challenge(now, local, way, Goal::Follow(method));
             }
-        } else if known && self.paths.current().is_none() {
-            self.adopt(now, local, way, method, false);
-            self.challenge(now, local, way, Goal::Move(method));
         } else {
-            self.challenge(now, local, way, Goal::Move(method));
+            self.hear(now, local, way, method);
         }
+    }
+
+    /// The peer was heard on `way` in a call. An address that its sealed report names is most likely where it hears us, too: payload follows
+    /// at once, and nothing is shot until it has had the time to say so. Any other is asked first.
+    pub(super) fn hear(&mut self, now: Instant, local: &mut Local, way: Way, method: Method) {
+        let Call::Punching(punching) = &self.call else { return self.challenge(now, local, way, Goal::Move(method)) };
+        if !self.is_known(way) || self.paths.current().is_some() || self.paths.is_deaf(now, way) {
+            return self.challenge(now, local, way, Goal::Move(method));
+        }
+        let retry = punching.parties.terms.round / HEARD;
+        let tries = match punching.ours().may_hear_in_vain() {
+            Some(false) => PROOF_TRIES,
+            None => UNSURE_TRIES,
+            Some(true) => 1,
+        };
+        self.adopt(now, local, way, method, false);
+        if let Call::Punching(punching) = &mut self.call {
+            punching.punch.hold_fire(now + retry * tries);
+        }
+        self.challenge(now, local, way, Goal::Prove(method, retry));
     }
 
     /// The caller's choice is ours. It was proved by the caller's probe; ours, once, tells how long it takes. What else is proved
@@ -153,7 +176,7 @@ impl Peer {
                 }
                 Goal::Ping(token) => local.tell(Event::Pong { token, rtt }),
                 Goal::Choose => self.settle(now, local, way),
-                Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
+                Goal::Prove(method, _) | Goal::Move(method) => self.on_proved(now, local, way, method, Some(rtt)),
             }
             return;
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::called::{CALL_INTERVAL, COMPUTING};
 use super::calling::{BUSY_REST, FIRST_REST, TURN_REST, UPDATE, retry_after};
 use super::{Call, Peer, Punching, words};
-use crate::proto::action::Drop;
+use crate::proto::action::{Drop, Event};
 use crate::proto::budget::Budget;
 use crate::proto::context::Local;
 use crate::proto::introduction::Via;
@@ -415,6 +415,12 @@ impl Peer {
 
     fn on_punch_expired(&mut self, now: Instant, local: &mut Local) {
         let Call::Punching(punching) = &self.call else { return };
+        if punching.punch.has_only_heard()
+            && let Some(way) = self.paths.retract(now)
+        {
+            self.tunnel.set_keepalive(now, None);
+            local.tell(Event::Lost { peer: self.config.name.clone(), why: words::lost(way, false) });
+        }
         if self.is_settled() {
             self.end_call(local, None);
             self.end_budget(now, local);

@@ -546,3 +546,61 @@ fn a_nearer_address_that_nobody_can_try_does_not_stand_in_the_way_of_a_hold() {
     }
     assert!(holds > 0, "no call was held for");
 }
+
+#[test]
+fn a_socket_that_the_path_goes_by_outlives_the_call_that_opened_it_and_is_closed_once() {
+    let mut local = local(Vec::new());
+    let (mut peer, _) = pair(&local);
+    let (socket, _) = local.open_socket();
+    peer.call = Call::Surveying { socket, purpose: Purpose::Place };
+    let remote = SocketAddr::from(([203, 0, 113, 1], 4275));
+    peer.adopt(at(1), &mut local, Way { socket, remote }, Method::Roamed, true);
+    assert!(matches!(peer.call, Call::Idle));
+    let closed = |local: &Local| {
+        let closes = |output: &&Output| matches!(output, Output::Action(Action::CloseSocket { id }) if *id == socket);
+        local.out.iter().filter(closes).count()
+    };
+    assert_eq!(closed(&local), 0);
+    peer.close(&mut local);
+    assert_eq!(closed(&local), 1);
+}
+
+#[test]
+fn a_peer_that_is_heard_and_hears_nothing_holds_the_punch_up_and_does_not_end_it() {
+    let mut local = local(Vec::new());
+    let (mut peer, mut caller) = pair(&local);
+    let theirs = report([203, 0, 113, 1]);
+    let way = Way { socket: SocketId::MAIN_V4, remote: theirs.tuple.expect("is known") };
+    let call = caller.call(at(1), theirs);
+    peer.handle_passed(at(1), &mut local, VIA, &call).expect("is taken");
+    let fires = |peer: &Peer, ms: u64| match &peer.call {
+        Call::Punching(punching) => punching.punch.may_fire(at(ms)),
+        _ => panic!("punches no more"),
+    };
+    peer.hear(at(10), &mut local, way, Method::Punch);
+    assert!(peer.paths.is_current(way) && !fires(&peer, 10));
+    let Call::Punching(punching) = &peer.call else { panic!("punches") };
+    let retry = punching.parties.terms.round / 4;
+    assert_eq!(punching.ours().may_hear_in_vain(), None);
+    let doubts = 10 + u64::try_from((retry * 5).as_millis()).expect("is short");
+    for ms in 11..doubts {
+        peer.handle_timeout(at(ms), &mut local);
+        assert!(!fires(&peer, ms), "{ms} ms");
+    }
+    peer.handle_timeout(at(doubts), &mut local);
+    assert!(fires(&peer, doubts) && peer.paths.is_current(way), "it may answer yet");
+    while peer.paths.current().is_some() {
+        let due = peer.poll_timeout().expect("it asks");
+        peer.handle_timeout(due, &mut local);
+        assert!(due < at(5000));
+    }
+    // It is heard there still, and that is no news.
+    let late = at(doubts) + retry * 4;
+    let call = caller.call(late, report([203, 0, 113, 1]));
+    peer.handle_passed(late, &mut local, VIA, &call).expect("is taken");
+    peer.hear(late, &mut local, way, Method::Punch);
+    assert!(peer.paths.current().is_none());
+    let elsewhere = Way { remote: SocketAddr::from(([203, 0, 113, 1], 30_001)), ..way };
+    peer.hear(late, &mut local, elsewhere, Method::Punch);
+    assert!(peer.paths.is_current(elsewhere));
+}

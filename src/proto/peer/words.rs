@@ -147,6 +147,16 @@ pub(super) fn unanswered(local: &Local, passers: &Passers) -> String {
     format!("the call was passed on{through} and not answered: the peer may be starting, or cut off")
 }
 
+/// Why the path in use is none any more; `worked`: it was proved.
+pub(super) fn lost(way: Way, worked: bool) -> String {
+    let remote = way.remote;
+    if worked {
+        format!("the path to {remote} stopped answering")
+    } else {
+        format!("the peer is heard at {remote}, and does not hear us there")
+    }
+}
+
 impl Peer {
     /// How the path in use was found.
     pub(super) fn found_by(&self, method: Method) -> String {
