@@ -50,6 +50,7 @@ mod pinger;
 mod scene;
 mod servers;
 mod starts;
+mod strangers;
 mod table;
 mod terms;
 mod transitions;
