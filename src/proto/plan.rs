@@ -148,6 +148,9 @@ pub enum Timing {
     Inside,
     /// At the start with a low TTL, and not before two thirds of the round with a full one: the other's shot comes in by itself.
     Low,
+    /// At the start with a low TTL, and so long after with a full one: when the other's shots are all out, for what comes before one of
+    /// them may take its port at the other's router, and what comes after it is let in.
+    LowThen(Duration),
     /// As the pace allows, from the start on.
     Paced,
 }

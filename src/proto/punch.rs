@@ -373,15 +373,21 @@ impl Punch {
             after.get(nth).map(|after| (start + *after, true))
         };
         match (timing, self.volley) {
-            (Timing::Opened | Timing::LowFirst | Timing::Low, 0) => Some((self.round_opens(), false)),
+            (Timing::Opened | Timing::LowFirst | Timing::Low | Timing::LowThen(_), 0) => {
+                Some((self.round_opens(), false))
+            }
             (Timing::Prompt, 0) => Some((self.round_opens() + PROMPT, true)),
             (Timing::Opened | Timing::Prompt, nth) => full(nth - 1),
             (Timing::Volleys, nth) => full(nth),
             (Timing::LowFirst, nth @ 1..=3) => full(nth),
             (Timing::Twice, nth @ 0..=1) => full(nth * 2),
             (Timing::Low, 1) => full(3),
+            (Timing::LowThen(after), 1) => Some((start + after, true)),
             (Timing::Inside, nth @ 0..=1) => full(nth * 2).map(|(at, _)| (at, false)),
-            (Timing::LowFirst | Timing::Low | Timing::Inside | Timing::Twice | Timing::Paced, _) => None,
+            (
+                Timing::LowFirst | Timing::Low | Timing::LowThen(_) | Timing::Inside | Timing::Twice | Timing::Paced,
+                _,
+            ) => None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! random   n sockets ─► the fixed port     each at some port of the range, with a low TTL: it only opens
 //! fixed    s different ports of the range  the first that a socket is at is let in, and found
+//! random   n sockets ─► the fixed port     once more, when all s are out: what a low TTL did not open, they have
 //! ```
 //!
 //! In the plane: n points at random places of a column of W ports, and s of its W places looked at: a miss in (1 − s/W)ⁿ. For
@@ -40,11 +41,12 @@ pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -
     let most = pair.punch.sockets.min(pair.budget.entries).saturating_sub(ENTRIES_ASIDE).max(1);
     let sockets = ((ENOUGH * f64::from(width) / f64::from(shots)).ceil() as u32).clamp(1, most);
     let expected = f64::from(sockets) * f64::from(shots) / f64::from(width);
-    let (timing, back) = if inside { (Timing::Inside, Timing::Volleys) } else { (Timing::Paced, Timing::Low) };
+    let shooting = if inside { pair.terms.round } else { pair.punch_time(shots) };
+    let (timing, back) =
+        if inside { (Timing::Inside, Timing::Volleys) } else { (Timing::Paced, Timing::LowThen(shooting)) };
     let row = Side { sockets: Sockets::Row(sockets), target: Target::one(*at), timing: back };
     let target = Target::Draw { at: random.ports, each: shots };
     let scatter = Side { sockets: *from, target, timing };
-    let shooting = if inside { pair.terms.round } else { pair.punch_time(shots) };
     let length = shooting + pair.pace.gate();
     let mut rounds: Vec<Round> = gate(pair, random, fixed, *filtering, random_calls).into_iter().collect();
     rounds.push(placed(Strategy::Scatter, length, Some(row), Some(scatter), random_calls));
