@@ -17,7 +17,8 @@ pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
     Plan { rounds, outlook: Outlook::Good }
 }
 
-fn fresh(report: &Report) -> Option<Port> {
+/// The port of a side's unused socket, where it can be told.
+pub fn fresh(report: &Report) -> Option<Port> {
     let tuple = report.tuple?;
     report.fresh_port.map(|port| Port::Fresh(std::net::SocketAddr::new(tuple.ip(), port)))
 }

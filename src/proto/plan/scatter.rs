@@ -32,10 +32,22 @@ const PROBES_ASIDE: u32 = 48;
 const PROBES_ASIDE_INSIDE: u32 = 112;
 
 pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -> Plan {
-    let Port::Fixed { at, from, filtering } = fixed else { return Plan { rounds: Vec::new(), outlook: Outlook::Good } };
+    let Port::Fixed { mut at, mut from, filtering } = *fixed else {
+        return Plan { rounds: Vec::new(), outlook: Outlook::Good };
+    };
     let width = random.ports.count;
     // A mapped port lets in anybody whom a firewall on the machine itself lets in: that is opened from inside, and the random side comes.
-    let inside = *from == Sockets::Main;
+    let inside = from == Sockets::Main;
+    let gate = gate(pair, random, fixed, filtering, random_calls);
+    let of_fixed = if random_calls { pair.called } else { pair.caller };
+    // Which port the random side came from at the gate nobody knows. A Linux router without an input filter has taken it for that tuple:
+    // the shot that meets it leaves from another port, and so do all after it.
+    if gate.is_some()
+        && from == Sockets::Reported
+        && let Some(Port::Fresh(unused)) = direct::fresh(of_fixed)
+    {
+        (at, from) = (unused, Sockets::Fresh);
+    }
     let aside = if inside { PROBES_ASIDE_INSIDE } else { PROBES_ASIDE };
     let shots = pair.budget.probes.saturating_sub(aside).clamp(1, width);
     let most = pair.punch.sockets.min(pair.budget.entries).saturating_sub(ENTRIES_ASIDE).max(1);
@@ -44,11 +56,11 @@ pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -
     let shooting = if inside { pair.terms.round } else { pair.punch_time(shots) };
     let (timing, back) =
         if inside { (Timing::Inside, Timing::Volleys) } else { (Timing::Paced, Timing::LowThen(shooting)) };
-    let row = Side { sockets: Sockets::Row(sockets), target: Target::one(*at), timing: back };
+    let row = Side { sockets: Sockets::Row(sockets), target: Target::one(at), timing: back };
     let target = Target::Draw { at: random.ports, each: shots };
-    let scatter = Side { sockets: *from, target, timing };
+    let scatter = Side { sockets: from, target, timing };
     let length = shooting + pair.pace.gate();
-    let mut rounds: Vec<Round> = gate(pair, random, fixed, *filtering, random_calls).into_iter().collect();
+    let mut rounds: Vec<Round> = gate.into_iter().collect();
     rounds.push(placed(Strategy::Scatter, length, Some(row), Some(scatter), random_calls));
     let needs = (ENOUGH * f64::from(width) / f64::from(most)).ceil() as u32;
     let outlook = if expected >= LITTLE { Outlook::Good } else { Outlook::Needs(pair.needs(grid::rounded(needs))) };

@@ -122,6 +122,25 @@ fn an_open_filter_is_tried_before_anything_hard() {
 }
 
 #[test]
+fn many_shots_leave_a_socket_that_nothing_which_came_through_the_gate_was_for() {
+    let unused = 41_000;
+    for (filtering, gate) in [(Filtering::Unknown, true), (Filtering::AddressAndPortDependent, false)] {
+        let keeps = there(Report {
+            filtering,
+            fresh_port: Some(unused),
+            ..report(Mapping::EndpointIndependent, Allocation::Preserving)
+        });
+        let tuple = keeps.tuple.expect("is known");
+        let plan = rounds(&random(Mapping::AddressAndPortDependent), &keeps);
+        let scatter = plan.rounds.iter().find(|round| round.strategy == Strategy::Scatter).expect("is random");
+        let (row, shots) = (scatter.caller.as_ref().expect("opens"), scatter.called.as_ref().expect("shoots"));
+        let (socket, port) = if gate { (Sockets::Fresh, unused) } else { (Sockets::Reported, tuple.port()) };
+        assert_eq!(shots.sockets, socket, "{filtering:?}");
+        assert_eq!(row.target, Target::one(SocketAddr::new(tuple.ip(), port)), "{filtering:?}");
+    }
+}
+
+#[test]
 fn a_machine_without_a_nat_may_overhear_the_first_shot_and_a_router_does_not() {
     for (mapping, first) in [(Mapping::None, Strategy::Direct), (Mapping::EndpointIndependent, Strategy::Scatter)] {
         let mut shut = report(mapping, Allocation::Preserving);
