@@ -14,6 +14,8 @@
 //! - `poisonable`: a router without a filter on its own WAN side takes an unsolicited datagram to itself for a flow of its own,
 //!   and remembers it for 30 s. A mapping that needs that 5-tuple gets another, random port; a sequential allocator that is
 //!   bound to its counter has no other, and the datagram is dropped.
+//! - Where ports are kept, a flow gets the port that the same inside endpoint's last flow got, if it can: so once a flow was given another
+//!   one, all after it are, as netfilter does it (`find_appropriate_src`).
 //! - Cross traffic moves a sequential counter, and takes no port for long.
 //! - Of several public addresses, a host keeps the one that it got first (paired), or each mapping gets any (RFC 4787, 4.1).
 //!   Each has its own ports. Port maps are on the first.
@@ -175,6 +177,8 @@ pub struct Nat {
     ports: Vec<(Ipv4Addr, Ports)>,
     mappings: BTreeMap<Key, Mapping>,
     by_outside: BTreeMap<SocketAddrV4, Vec<Key>>,
+    /// What each inside endpoint's last flow got, where ports are kept.
+    last: BTreeMap<SocketAddrV4, SocketAddrV4>,
     /// Where a host is paired with one of several public addresses, by its place in `ports`.
     pairs: BTreeMap<Ipv4Addr, usize>,
     /// Unsolicited flows to the router itself: outside endpoint and remote, until when.
@@ -202,6 +206,7 @@ impl Nat {
             profile,
             mappings: BTreeMap::new(),
             by_outside: BTreeMap::new(),
+            last: BTreeMap::new(),
             pairs: BTreeMap::new(),
             strays: BTreeMap::new(),
             forwards: BTreeMap::new(),
@@ -344,6 +349,9 @@ impl Nat {
                 return Err(Loss::Full);
             }
             let outside = self.choose_outside(now, dice, inside, remote)?;
+            if self.profile.allocation == Allocation::Preserving {
+                self.last.insert(inside, outside);
+            }
             let mapping = Mapping { outside, replied: false, expires: now, permits: Permits::default() };
             self.mappings.insert(key, mapping);
             self.by_outside.entry(outside).or_default().push(key);
@@ -368,6 +376,12 @@ impl Nat {
         let which = self.choose_address(dice, *inside.ip());
         let address = self.ports[which].0;
         let wanted = SocketAddrV4::new(address, inside.port());
+        if let Some(last) = self.last.get(&inside).copied()
+            && self.live_on(now, last).any(|(key, _)| key.0 == inside)
+            && !self.conflicts(now, last, inside, remote)
+        {
+            return Ok(last);
+        }
         match self.profile.allocation {
             Allocation::Preserving if !self.conflicts(now, wanted, inside, remote) => return Ok(wanted),
             Allocation::SecondPriority { .. } => {

@@ -207,9 +207,21 @@ fn an_unsolicited_datagram_poisons_a_masquerade_for_thirty_seconds_from_the_last
     bench.wait(29);
     let port = bench.out(HERE, THERE);
     assert_ne!(port, 4275, "the 5-tuple is taken");
-    assert_eq!(bench.out(HERE, YONDER), 4275, "and no other is");
     assert_eq!(bench.back(THERE, port), Ok(HERE));
     assert_eq!(bench.back(THERE, 4275), Err(Loss::Filtered), "the entry still leads nowhere");
+}
+
+#[test]
+fn once_a_masquerade_gave_a_flow_another_port_it_gives_that_to_the_endpoints_next_ones_too() {
+    let mut bench = Bench::new(Profile::masquerade());
+    assert_eq!(bench.out(HERE, THERE_ELSEWHERE), 4275);
+    assert_eq!(bench.back(THERE, 4275), Err(Loss::Filtered));
+    let other = bench.out(HERE, THERE);
+    assert_ne!(other, 4275);
+    assert_eq!(bench.out(HERE, YONDER), other);
+    assert_eq!(bench.out(HERE, THERE_ELSEWHERE), 4275, "a flow that there is stays as it is");
+    let beside = endpoint([192, 168, 1, 2], 4276);
+    assert_eq!(bench.out(beside, YONDER), 4276);
 }
 
 #[test]
