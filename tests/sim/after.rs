@@ -15,6 +15,7 @@ use crate::dice::Dice;
 use crate::link::Link;
 use crate::nat::{Allocation, Profile, Scope};
 use crate::scene::Scene;
+use crate::seeds::number;
 use crate::terms::{Layout, Terms};
 
 const EVERY: Duration = Duration::from_millis(50);
@@ -101,7 +102,7 @@ fn strike(scene: &mut Scene, blow: Blow, side: usize) {
 }
 
 fn seeds(default: u64) -> u64 {
-    std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    number("SEEDS").unwrap_or(default)
 }
 
 /// The outages of all pairs with `class`, over seeds, flows and one-way times; the pairs that were worse than `most`, and what they

@@ -48,6 +48,7 @@ mod own_nat {
 mod pairs;
 mod pinger;
 mod scene;
+mod seeds;
 mod servers;
 mod starts;
 mod strangers;

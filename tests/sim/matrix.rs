@@ -15,13 +15,12 @@ mod tally;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::classes::Class;
 use crate::dice::Dice;
 use crate::scene::Scene;
+use crate::seeds::{self, number};
 use crate::terms::Terms;
 use crate::world::START;
 use not_yet::NOT_YET;
@@ -33,7 +32,6 @@ const SEEDS: u64 = 24;
 /// worst of these NATs start anew at the same port each time, and step aside by one, so that two classes alternate.
 const SEEDS_OF_LAPS: u64 = 4;
 const LEAST_OF_LAPS: usize = 75;
-const THREADS: usize = 2;
 const EXACT_DELAY: Duration = Duration::from_millis(25);
 const DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(50));
 const LATEST_START: Duration = Duration::from_millis(300);
@@ -62,8 +60,7 @@ struct Outcome {
 }
 
 fn terms(row: &Row, seed: u64) -> Terms {
-    // Each row draws for itself: else one unlucky seed is unlucky for all.
-    let own = row.name.bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let own = seeds::own(&row.name, seed);
     let mut dice = Dice::new(own);
     let mut delay = || if row.exact { EXACT_DELAY } else { dice.duration(DELAYS.0, DELAYS.1) };
     let delay = [delay(), delay()];
@@ -137,28 +134,13 @@ fn why(scene: &Scene, side: usize) -> String {
 }
 
 fn outcomes(row: &Row, count: u64) -> BTreeMap<u64, Outcome> {
-    let next = AtomicU64::new(0);
-    let done = Mutex::new(BTreeMap::new());
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= count {
-                return;
-            }
-            let outcome = catch_unwind(AssertUnwindSafe(|| run(row, seed, false))).unwrap_or_else(|_| Outcome {
-                why: Some("panicked".to_owned()),
-                broken: true,
-                ..Outcome::default()
-            });
-            done.lock().expect("no thread panics while it holds it").insert(seed, outcome);
-        }
-    };
-    std::thread::scope(|scope| (0..THREADS).for_each(|_| drop(scope.spawn(work))));
-    done.into_inner().expect("no thread panics while it holds it")
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
+    seeds::run_each(0..count, |seed| {
+        catch_unwind(AssertUnwindSafe(|| run(row, seed, false))).unwrap_or_else(|_| Outcome {
+            why: Some("panicked".to_owned()),
+            broken: true,
+            ..Outcome::default()
+        })
+    })
 }
 
 fn chosen() -> Vec<Row> {

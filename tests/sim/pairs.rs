@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::classes::Class;
 use crate::member::Usage;
 use crate::scene::Scene;
+use crate::seeds::number;
 use crate::table::{Row, Table};
 use crate::terms::Terms;
 use crate::world::START;
@@ -83,7 +84,7 @@ fn why(scene: &Scene) -> String {
 }
 
 fn seeds(default: u64) -> u64 {
-    std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    number("SEEDS").unwrap_or(default)
 }
 
 fn outcomes(count: u64, terms: impl Fn(u64) -> Terms + Sync) -> BTreeMap<u64, Outcome> {

@@ -7,8 +7,6 @@
 //! What is drawn is what a NAT may be: one that shares a port between two sockets, or counts around a range in less than 64 steps, is none.
 
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use p2ptund::proto::config::Punch;
@@ -17,11 +15,11 @@ use crate::classes::Class;
 use crate::dice::Dice;
 use crate::nat::{Allocation, Aside, Profile, Scope, Turn};
 use crate::scene::Scene;
+use crate::seeds::{self, number};
 use crate::terms::Terms;
 use crate::world::START;
 
 const SEEDS: u64 = 40;
-const THREADS: usize = 2;
 const PING_EVERY: Duration = Duration::from_millis(20);
 const WITHIN: Duration = Duration::from_secs(10);
 /// Where the owner raised `probes`.
@@ -153,8 +151,7 @@ fn hope(one: Kind, other: Kind) -> Hope {
 }
 
 fn terms(kinds: [Kind; 2], seed: u64) -> Terms {
-    let name = format!("{} × {}", kinds[0], kinds[1]);
-    let own = name.bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let own = seeds::own(&format!("{} × {}", kinds[0], kinds[1]), seed);
     let mut dice = Dice::new(own);
     let nats = kinds.map(|kind| Some(kind.draw(&mut dice)));
     let delay = [0, 1].map(|_| dice.duration(DELAYS.0, DELAYS.1));
@@ -184,30 +181,6 @@ fn run(terms: &Terms, loud: bool) -> Outcome {
     Outcome { took, why, faults: std::mem::take(&mut scene.world.faults) }
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
-}
-
-fn outcomes(kinds: [Kind; 2], seeds: std::ops::Range<u64>) -> Vec<(u64, Outcome)> {
-    let loud = seeds.end - seeds.start == 1;
-    let next = AtomicU64::new(seeds.start);
-    let done = Mutex::new(Vec::new());
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let outcome = run(&terms(kinds, seed), loud);
-            done.lock().expect("no thread panics while it holds it").push((seed, outcome));
-        }
-    };
-    std::thread::scope(|scope| (0..THREADS).for_each(|_| drop(scope.spawn(work))));
-    let mut done = done.into_inner().expect("no thread panics while it holds it");
-    done.sort_by_key(|(seed, _)| *seed);
-    done
-}
-
 #[test]
 fn nats_with_other_figures_than_ours_are_brought_together_as_well() {
     let wanted = std::env::var("PAIR").unwrap_or_default();
@@ -215,6 +188,7 @@ fn nats_with_other_figures_than_ours_are_brought_together_as_well() {
         Some(seed) => seed..seed + 1,
         None => 0..number("SEEDS").unwrap_or(SEEDS),
     };
+    let loud = seeds.end - seeds.start == 1;
     let (mut runs, mut good, mut missed, mut broken) = (0, 0, Vec::new(), Vec::new());
     println!("\n| pair | found a path | median | slowest |\n| --- | --- | --- | --- |");
     for (nth, one) in KINDS.into_iter().enumerate() {
@@ -223,8 +197,8 @@ fn nats_with_other_figures_than_ours_are_brought_together_as_well() {
             if !name.contains(&wanted) {
                 continue;
             }
-            let outcomes = outcomes([one, other], seeds.clone());
-            let mut times: Vec<Duration> = outcomes.iter().filter_map(|(_, outcome)| outcome.took).collect();
+            let outcomes = seeds::run_each(seeds.clone(), |seed| run(&terms([one, other], seed), loud));
+            let mut times: Vec<Duration> = outcomes.values().filter_map(|outcome| outcome.took).collect();
             times.sort();
             let show =
                 |at: usize| times.get(at).map_or("–".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()));
