@@ -24,6 +24,8 @@ pub struct Budget {
     limits: config::Punch,
     tries: u32,
     probes: u32,
+    /// Those of holds.
+    held: u32,
     sockets: u32,
     entries: u32,
     /// Probes that may leave now, and since when that is so.
@@ -33,7 +35,7 @@ pub struct Budget {
 
 impl Budget {
     pub fn new(limits: config::Punch) -> Self {
-        Self { limits, tries: 0, probes: 0, sockets: 0, entries: 0, bucket: 0.0, filled: None }
+        Self { limits, tries: 0, probes: 0, held: 0, sockets: 0, entries: 0, bucket: 0.0, filled: None }
     }
 
     pub fn limits(&self) -> &config::Punch {
@@ -50,8 +52,14 @@ impl Budget {
         self.tries
     }
 
+    /// All of them, with those that were meant to end on the way.
     pub fn probes(&self) -> u32 {
-        self.probes
+        self.probes + self.held
+    }
+
+    /// Whether a punch sent any.
+    pub fn has_shot(&self) -> bool {
+        self.probes > 0
     }
 
     pub fn sockets(&self) -> u32 {
@@ -65,7 +73,7 @@ impl Budget {
     /// What is left, for the reports that both plan from.
     pub fn left(&self) -> message_control::Budget {
         message_control::Budget {
-            probes: self.limits.probes.saturating_sub(self.probes),
+            probes: self.limits.probes.saturating_sub(self.probes()),
             entries: self.limits.entries.saturating_sub(self.entries),
             rate: self.limits.pace(),
         }
@@ -87,7 +95,7 @@ impl Budget {
     /// How much of it is used up: 0, nothing, to 1.
     pub fn share(&self) -> f64 {
         let of = |spent: u32, limit: u32| f64::from(spent) / f64::from(limit.max(1));
-        of(self.probes, self.limits.probes).max(of(self.entries, self.limits.entries)).min(1.0)
+        of(self.probes(), self.limits.probes).max(of(self.entries, self.limits.entries)).min(1.0)
     }
 
     /// How many sockets may still be opened.
@@ -117,9 +125,14 @@ impl Budget {
         self.entries = self.entries.saturating_add(entries);
     }
 
+    /// A hold sent so many packets towards the peer, of those that are left.
+    pub fn note_hold(&mut self, packets: u32) {
+        self.held = self.held.saturating_add(packets);
+    }
+
     /// A probe is sent, and maybe makes an entry. `false`: not any more.
     pub fn take_probe(&mut self, makes_entry: bool) -> bool {
-        let ok = self.probes < self.limits.probes && (!makes_entry || self.entries < self.limits.entries);
+        let ok = self.probes() < self.limits.probes && (!makes_entry || self.entries < self.limits.entries);
         if ok {
             self.probes += 1;
             self.entries += u32::from(makes_entry);
@@ -199,12 +212,19 @@ mod tests {
     proptest! {
         #[test]
         fn no_more_is_ever_spent_than_the_limits_say(
-            probes in 1u32..200, entries in 1u32..200, tries in prop::collection::vec(any::<bool>(), 0..500)
+            probes in 1u32..200, entries in 1u32..200, tries in prop::collection::vec((any::<bool>(), 0u32..3), 0..500)
         ) {
             let mut budget = Budget::new(config::Punch { probes, entries, ..config::Punch::default() });
-            let sent = tries.iter().filter(|makes_entry| budget.take_probe(**makes_entry)).count();
-            prop_assert!(sent <= probes as usize);
-            prop_assert_eq!(budget.probes() as usize, sent);
+            let mut sent = 0;
+            for (makes_entry, held) in tries {
+                sent += u32::from(budget.take_probe(makes_entry));
+                if held <= budget.left().probes {
+                    budget.note_hold(held);
+                    sent += held;
+                }
+            }
+            prop_assert!(sent <= probes);
+            prop_assert_eq!(budget.probes(), sent);
             prop_assert!(budget.entries() <= entries);
         }
 

@@ -249,7 +249,7 @@ impl Peer {
             // Where the counter is was seen a moment ago.
         } else if (moving && (stale || self.main_was_used || local.discovery.main_is_stale()))
             // After a try that came to nothing the old tuples may be poisoned at either router: a new socket's are not.
-            || self.budget.as_ref().is_some_and(|budget| budget.probes() > 0)
+            || self.budget.as_ref().is_some_and(|budget| budget.has_shot())
             || (self.broke && local.discovery.may_be_behind_nat())
         {
             let scout = local.ids.next();

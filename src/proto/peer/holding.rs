@@ -87,11 +87,21 @@ impl Peer {
     }
 
     pub(super) fn hold(&mut self, now: Instant, local: &mut Local, places: &[SocketAddr], ttl: u8) -> Option<SocketId> {
+        let packets = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        if packets > self.budget(local).left().probes {
+            return None;
+        }
         let socket = local.ids.next();
         let most = self.budget(local).survey_left();
         let made = local.discovery.hold(now, socket, places, ttl, most);
-        self.budget(local).note_survey(made);
-        (made > 0).then_some(socket)
+        if made == 0 {
+            return None;
+        }
+        let budget = self.budget(local);
+        budget.note_survey(made);
+        budget.note_hold(packets);
+        self.probes_sent += u64::from(packets);
+        Some(socket)
     }
 
     /// Whether a hold's answers are there, and what they say. What is not needed any more is closed.

@@ -77,9 +77,10 @@ fn by(strategy: Option<Strategy>) -> &'static str {
 pub(super) fn no_path(punching: &Punching) -> String {
     let (ours, theirs) = (punching.ours(), punching.theirs());
     let budget = &punching.punch.budget;
-    let tried = match budget.probes() {
-        0 => "no probe was worth sending".to_owned(),
-        probes => format!("{probes} probes from {} sockets found no path", punching.punch.sockets_used()),
+    let tried = if budget.has_shot() {
+        format!("{} probes from {} sockets found no path", budget.probes(), punching.punch.sockets_used())
+    } else {
+        "no probe was worth sending".to_owned()
     };
     let both = format!("here {}, there {}", nat(ours), nat(theirs));
     match punching.punch.outlook() {
