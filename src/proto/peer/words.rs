@@ -7,7 +7,7 @@ use crate::proto::introduction::{Passers, Via};
 use crate::proto::message_control::{CandidateKind, Report};
 use crate::proto::nat::{Allocation, Mapping};
 use crate::proto::path::Way;
-use crate::proto::plan::{Outlook, Plan, Strategy};
+use crate::proto::plan::{self, Outlook, Plan, Strategy};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
 
@@ -102,12 +102,24 @@ pub(super) fn no_path(punching: &Punching) -> String {
         Outlook::Good if ours.tuple.is_none() => format!(
             "{tried}: no discovery server told us our public address; let UDP out to the discovery servers here"
         ),
+        Outlook::Good if guesses(ours, theirs) => format!(
+            "{tried} this time ({both}): where ports are guessed, a few calls miss, more where a counter comes round its range or a firewall on the way forbids UDP between the two; it is tried again. A port mapped on either router, or IPv6 at both sides, would be sure"
+        ),
         Outlook::Good => {
             let peer = theirs.tuple.map_or_else(|| "the peer".to_owned(), |tuple| tuple.ip().to_string());
             format!(
                 "{tried} ({both}); a firewall on the way may forbid UDP between the two: let it out to {peer}, or map a port on either router"
             )
         }
+    }
+}
+
+/// Whether a path between the two takes a guess at a port.
+fn guesses(ours: &Report, theirs: &Report) -> bool {
+    use plan::Port::{Fixed, Fresh, Moving, Random};
+    match (plan::port(ours), plan::port(theirs)) {
+        (Random(_), _) | (_, Random(_)) | (Moving(_), Moving(_)) => true,
+        (Moving(_) | Fixed { .. } | Fresh(_) | plan::Port::Unknown, _) => false,
     }
 }
 
