@@ -388,10 +388,19 @@ impl Paths {
         Some(Ask { way, token, chosen: goal == Goal::Choose })
     }
 
+    /// Gives up the oldest question about another way, where no more could be asked: there is a better one to ask about.
+    pub fn make_room(&mut self) {
+        if self.challenges.len() >= MAX_CHALLENGES
+            && let Some(at) = self.challenges.iter().position(|challenge| matches!(challenge.goal, Goal::Move(_)))
+        {
+            self.challenges.remove(at);
+        }
+    }
+
     /// An answer came by `way`: to what, and after how long.
     pub fn handle_answer(&mut self, now: Instant, way: Way, token: Token) -> Option<(Goal, Duration)> {
         let at = self.challenges.iter().position(|challenge| challenge.token == token && challenge.way == way)?;
-        let challenge = self.challenges.swap_remove(at);
+        let challenge = self.challenges.remove(at);
         if let Some(path) = self.current.as_mut().filter(|path| path.way == way) {
             path.proved = true;
         }
@@ -527,6 +536,22 @@ mod tests {
         paths.adopt(now, way(1), Method::Punch, true);
         paths.note_rtt(RTT);
         paths
+    }
+
+    #[test]
+    fn a_better_question_takes_the_place_of_the_oldest_about_another_way() {
+        let (now, mut paths) = (Instant::default(), Paths::default());
+        let ask = |paths: &mut Paths, port| {
+            paths.challenge(now, way(port), Goal::Move(Method::Shotgun), port.into()).is_some()
+        };
+        for port in 1..=8 {
+            paths.make_room();
+            assert!(ask(&mut paths, port));
+        }
+        assert!(!ask(&mut paths, 9));
+        paths.make_room();
+        assert!(ask(&mut paths, 9));
+        assert!(paths.handle_answer(now, way(1), 1).is_none() && paths.handle_answer(now, way(2), 2).is_some());
     }
 
     #[test]

@@ -185,6 +185,11 @@ impl Strategy {
             Self::Sweep | Self::Scatter | Self::Grid | Self::Cells | Self::Window => true,
         }
     }
+
+    /// Whether both sides have hundreds of ports, and every one of either's is shot at.
+    pub fn is_a_crowd(self) -> bool {
+        matches!(self, Self::Grid | Self::Cells)
+    }
 }
 
 /// One round, for both sides; a side that has nothing to shoot at only listens.

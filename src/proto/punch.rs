@@ -13,6 +13,7 @@
 //!
 //! Candidates that need no guessing (a host's own addresses, a mapped port) are probed beside all that.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -108,6 +109,8 @@ pub struct Punch {
     row: Vec<SocketId>,
     candidate_volley: usize,
     fired: Vec<Fired>,
+    /// How many shots came in there, where not all are answered.
+    came: BTreeMap<(SocketId, SocketAddr), u32>,
     /// Mappings that its shots made at our NAT and nobody asked about yet.
     made: Made,
     fire: Fire,
@@ -158,6 +161,8 @@ const INSIDE_TTL: u8 = 1;
 const CANDIDATE_AT: [u64; 6] = [0, 100, 300, 700, 1500, 3100];
 /// The most candidates probed: the best ones; each costs six probes.
 const MAX_CANDIDATES: usize = 8;
+/// Ways by which shots are remembered to have come: a grid's row hears 240 ports, a block's cells up to 512, from a socket a try.
+const MOST_CAME: usize = 2048;
 /// In a grid, so many probes in a row leave one socket: one system call sends them.
 const RUN: u64 = 32;
 
@@ -175,6 +180,7 @@ impl Punch {
             row: Vec::new(),
             candidate_volley: 0,
             fired: Vec::new(),
+            came: BTreeMap::new(),
             made: Made::default(),
             fire: Fire::Open,
         }
@@ -241,6 +247,30 @@ impl Punch {
     /// The mappings that its shots made since it was asked last.
     pub fn take_mappings(&mut self) -> Made {
         std::mem::take(&mut self.made)
+    }
+
+    /// A shot that came in is to be answered, there, from that socket: the first, the second, the fourth and so on. All but the first come by
+    /// the mapping that the first answer made, if its port is not the one that was shot at; when the peer has shot at that one as
+    /// well, they get through. `false`: not this one, or the budget has nothing left for it.
+    pub fn take_answer(&mut self, socket: SocketId, to: SocketAddr) -> bool {
+        if self.came.len() >= MOST_CAME && !self.came.contains_key(&(socket, to)) {
+            return false;
+        }
+        let came = self.came.entry((socket, to)).or_insert(0);
+        *came = came.saturating_add(1);
+        came.is_power_of_two() && self.take_probe(socket, to)
+    }
+
+    /// `false`: there is no budget for it.
+    fn take_probe(&mut self, socket: SocketId, to: SocketAddr) -> bool {
+        if !self.budget.take_probe(self.entries.is_new(socket, to)) {
+            return false;
+        }
+        let made = self.entries.note(socket, to);
+        self.made.sockets += made.sockets;
+        self.made.by_address += made.by_address;
+        self.made.by_port += made.by_port;
+        true
     }
 
     /// From how many sockets it sent.
@@ -570,14 +600,8 @@ impl Punch {
         steps: &mut Vec<Step>,
     ) {
         let leaves = ttl != Some(INSIDE_TTL);
-        if !self.budget.take_probe(leaves && self.entries.is_new(socket, to)) {
+        if !(if leaves { self.take_probe(socket, to) } else { self.budget.take_probe(false) }) {
             return;
-        }
-        if leaves {
-            let made = self.entries.note(socket, to);
-            self.made.sockets += made.sockets;
-            self.made.by_address += made.by_address;
-            self.made.by_port += made.by_port;
         }
         let token = rng.next_u64();
         self.fired.push(Fired { token, socket, to, at: now });

@@ -82,7 +82,7 @@ impl Peer {
         if self.is_punching() {
             // The first packet after the punch may be payload.
             let method = self.punch_method(way);
-            return self.hear(now, local, way, method);
+            return self.hear(now, local, way, method, false);
         }
         let confirmed = self.handshake_from.take_if(|from| *from == way).is_some();
         if self.paths.current().is_none() || (confirmed && !self.is_member) {

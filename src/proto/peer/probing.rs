@@ -17,6 +17,7 @@ use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
 use crate::proto::message_control::reachable;
 use crate::proto::path::{Ask, Goal, PROOF_TRIES, Way, method_of};
+use crate::proto::plan::Strategy;
 use crate::proto::probe::{Ack, Ack2, parse_sounding};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
@@ -47,6 +48,9 @@ impl Peer {
             Dudp::Ack => {
                 let ack = Ack::parse(&body);
                 let token = ack.map(|ack| ack.token).or_else(|| parse_sounding(&body)).ok_or(Drop::Malformed)?;
+                if ack.is_some_and(|ack| ack.shot) && !self.may_answer_shot(way) {
+                    return Ok(());
+                }
                 let answer = Ack2 { token, seen: way.remote }.encode();
                 if let Some(payload) = self.tunnel.seal_probe(now, index, &Dudp::Ack2.header(), &answer) {
                     local.send(way, payload);
@@ -127,19 +131,26 @@ impl Peer {
                 self.challenge(now, local, way, Goal::Follow(method));
             }
         } else {
-            self.hear(now, local, way, method);
+            self.hear(now, local, way, method, ack.shot);
         }
     }
 
-    /// The peer was heard on `way` in a call. An address that its sealed report names is most likely where it hears us, too: payload follows
-    /// at once, and nothing is shot until it has had the time to say so. Any other is asked first.
-    pub(super) fn hear(&mut self, now: Instant, local: &mut Local, way: Way, method: Method) {
+    /// The peer was heard on `way` in a call; `shot`: by a guess, not by a question that it asks where it hears us. An address that its
+    /// sealed report names is most likely where it hears us, too: payload follows at once, and nothing is shot until it has had the time
+    /// to say so. Any other is asked first.
+    pub(super) fn hear(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, shot: bool) {
         let Call::Punching(punching) = &self.call else { return self.challenge(now, local, way, Goal::Move(method)) };
-        if !self.is_known(way) || self.paths.current().is_some() || self.paths.is_deaf(now, way) {
+        let in_vain = punching.ours().may_hear_in_vain();
+        if !shot {
+            self.paths.make_room();
+        }
+        // Where many guess at many, a filter that asks less than its mapping lets in hundreds that say nothing.
+        let says_little = shot && in_vain != Some(false) && punching.punch.strategy().is_some_and(Strategy::is_a_crowd);
+        if says_little || !self.is_known(way) || self.paths.current().is_some() || self.paths.is_deaf(now, way) {
             return self.challenge(now, local, way, Goal::Move(method));
         }
         let retry = punching.parties.terms.round / HEARD;
-        let tries = match punching.ours().may_hear_in_vain() {
+        let tries = match in_vain {
             Some(false) => PROOF_TRIES,
             None => UNSURE_TRIES,
             Some(true) => 1,
@@ -149,6 +160,20 @@ impl Peer {
             punching.punch.hold_fire(now + retry * tries);
         }
         self.challenge(now, local, way, Goal::Prove(method, retry));
+    }
+
+    /// Where both have hundreds of ports, a filter that asks less than its mapping lets in most shots, and an answer to one may make a
+    /// mapping: answers are counted as shots are. They are good ones, for there is somebody at the port that they go to.
+    fn may_answer_shot(&mut self, way: Way) -> bool {
+        match &mut self.call {
+            Call::Punching(punching)
+                if punching.ours().may_hear_in_vain() != Some(false)
+                    && punching.punch.strategy().is_some_and(Strategy::is_a_crowd) =>
+            {
+                punching.punch.take_answer(way.socket, way.remote)
+            }
+            _ => true,
+        }
     }
 
     /// The caller's choice is ours. It was proved by the caller's probe; ours, once, tells how long it takes. What else is proved
@@ -183,7 +208,9 @@ impl Peer {
         let Call::Punching(punching) = &self.call else { return };
         let Some((socket, to, at)) = punching.punch.fired(ack2.token) else { return };
         if (Way { socket, remote: to }) != way {
-            return;
+            // Its answer left by another port than where it heard us, and came in: there we reach it.
+            let method = self.punch_method(way);
+            return self.hear(now, local, way, method, false);
         }
         let method = self.candidate_method(way).unwrap_or_else(|| self.punch_method(way));
         self.on_proved(now, local, way, method, Some(now.since(at)));
@@ -209,7 +236,17 @@ impl Peer {
         }
         if !called {
             self.challenge(now, local, way, Goal::Choose);
+        } else if self.may_be_heard_in_vain() {
+            // Among all that the caller hears, this is where it hears us, and it is for the caller to choose.
+            self.challenge(now, local, way, Goal::Greet);
         }
+    }
+
+    /// Whether the peer, in a call, may hear us by many ways that don't lead back.
+    fn may_be_heard_in_vain(&self) -> bool {
+        let Call::Punching(punching) = &self.call else { return false };
+        punching.theirs().may_hear_in_vain() != Some(false)
+            && punching.punch.strategy().is_some_and(Strategy::is_a_crowd)
     }
 
     /// Whether a way leads to an address that the peer's sealed report names.

@@ -577,7 +577,7 @@ fn a_peer_that_is_heard_and_hears_nothing_holds_the_punch_up_and_does_not_end_it
         Call::Punching(punching) => punching.punch.may_fire(at(ms)),
         _ => panic!("punches no more"),
     };
-    peer.hear(at(10), &mut local, way, Method::Punch);
+    peer.hear(at(10), &mut local, way, Method::Punch, true);
     assert!(peer.paths.is_current(way) && !fires(&peer, 10));
     let Call::Punching(punching) = &peer.call else { panic!("punches") };
     let retry = punching.parties.terms.round / 4;
@@ -598,9 +598,9 @@ fn a_peer_that_is_heard_and_hears_nothing_holds_the_punch_up_and_does_not_end_it
     let late = at(doubts) + retry * 4;
     let call = caller.call(late, report([203, 0, 113, 1]));
     peer.handle_passed(late, &mut local, VIA, &call).expect("is taken");
-    peer.hear(late, &mut local, way, Method::Punch);
+    peer.hear(late, &mut local, way, Method::Punch, true);
     assert!(peer.paths.current().is_none());
     let elsewhere = Way { remote: SocketAddr::from(([203, 0, 113, 1], 30_001)), ..way };
-    peer.hear(late, &mut local, elsewhere, Method::Punch);
+    peer.hear(late, &mut local, elsewhere, Method::Punch, true);
     assert!(peer.paths.is_current(elsewhere));
 }
