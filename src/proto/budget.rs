@@ -92,6 +92,13 @@ impl Budget {
         left.probes > FEWEST && left.entries > FEWEST && self.sockets < self.limits.sockets
     }
 
+    /// Whether another try that costs as much as those before is within it.
+    pub fn affords_another(&self) -> bool {
+        let left = self.left();
+        let each = |spent: u32| spent / self.tries.max(1);
+        left.probes >= each(self.probes()) && left.entries >= each(self.entries)
+    }
+
     /// How much of it is used up: 0, nothing, to 1.
     pub fn share(&self) -> f64 {
         let of = |spent: u32, limit: u32| f64::from(spent) / f64::from(limit.max(1));
@@ -167,21 +174,29 @@ const FEWEST: u32 = 16;
 #[derive(Clone, Debug)]
 pub struct Entries {
     mapping: Mapping,
+    /// Sockets of an earlier try, which have their mapping towards the peer's address.
+    kept: BTreeSet<SocketId>,
     sockets: BTreeSet<SocketId>,
     by_address: BTreeSet<(SocketId, IpAddr)>,
     by_port: BTreeSet<(SocketId, SocketAddr)>,
 }
 
 impl Entries {
-    pub fn new(mapping: Mapping) -> Self {
-        Self { mapping, sockets: BTreeSet::new(), by_address: BTreeSet::new(), by_port: BTreeSet::new() }
+    pub fn new(mapping: Mapping, kept: &[SocketId]) -> Self {
+        Self {
+            mapping,
+            kept: kept.iter().copied().collect(),
+            sockets: BTreeSet::new(),
+            by_address: BTreeSet::new(),
+            by_port: BTreeSet::new(),
+        }
     }
 
     pub fn is_new(&self, socket: SocketId, to: SocketAddr) -> bool {
         match self.mapping {
             Mapping::None => false,
             Mapping::EndpointIndependent | Mapping::Unknown => !self.sockets.contains(&socket),
-            Mapping::AddressDependent => !self.by_address.contains(&(socket, to.ip())),
+            Mapping::AddressDependent => !self.kept.contains(&socket) && !self.by_address.contains(&(socket, to.ip())),
             Mapping::AddressAndPortDependent => !self.by_port.contains(&(socket, to)),
         }
     }
@@ -254,10 +269,28 @@ mod tests {
     }
 
     #[test]
+    fn another_try_is_afforded_where_as_much_is_left_as_one_took() {
+        let mut budget = Budget::new(config::Punch { probes: 100, entries: 100, ..config::Punch::default() });
+        for affords_another in [true, true, false] {
+            budget.note_try();
+            (0..30).for_each(|nth| assert!(budget.take_probe(nth < 10)));
+            assert_eq!(budget.affords_another(), affords_another);
+        }
+    }
+
+    #[test]
+    fn by_address_a_socket_that_is_used_again_makes_no_entry() {
+        let to = SocketAddr::from(([203, 0, 113, 5], 7));
+        let is_new = |mapping, socket| Entries::new(mapping, &[SocketId(2)]).is_new(SocketId(socket), to);
+        assert!(!is_new(Mapping::AddressDependent, 2) && is_new(Mapping::AddressDependent, 3));
+        assert!(is_new(Mapping::AddressAndPortDependent, 2), "towards another port");
+    }
+
+    #[test]
     fn an_entry_is_what_makes_one_at_a_nat_of_that_kind() {
         let to = |port| SocketAddr::from(([203, 0, 113, 5], port));
         let count = |mapping| {
-            let mut entries = Entries::new(mapping);
+            let mut entries = Entries::new(mapping, &[]);
             let shots = [(2, 7), (2, 8), (3, 7), (2, 7)];
             let new = |(socket, port)| {
                 let new = entries.is_new(SocketId(socket), to(port));

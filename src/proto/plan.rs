@@ -18,7 +18,7 @@
 //! | fixed, fresh × moving                  | [`hold`]     | a few NAT entries, a few probes        |
 //! | moving × moving                        | [`sweep`]    | some 80 NAT entries                    |
 //! | fixed, held × random                   | [`scatter`]  | 240 NAT entries, 2,000 probes          |
-//! | random by address × the same, moving   | [`grid`]     | 240 NAT entries, 170,000 to 320,000 probes |
+//! | random by address × the same, moving   | [`grid`]     | 240 NAT entries, 193,000 to 350,000 probes |
 //! | random in a block × the same, moving   | [`cells`]    | 500 NAT entries                        |
 //! | whatever was misread                   | [`window`]   | the patent's shotgun                   |
 //!
@@ -472,8 +472,10 @@ impl Pair<'_> {
 
     /// The outlook of a plan that is good in all but perhaps its length.
     fn good_in_time(&self, probes: u32) -> Outlook {
-        let needs = self.needs(probes);
-        if needs.timeout.is_some() { Outlook::Needs(needs) } else { Outlook::Good }
+        match self.needs(probes).timeout {
+            None => Outlook::Good,
+            timeout => Outlook::Needs(Needs { timeout, ..Needs::default() }),
+        }
     }
 }
 

@@ -169,7 +169,7 @@ const RUN: u64 = 32;
 impl Punch {
     pub fn new(now: Instant, setup: Setup, budget: Budget) -> Self {
         Self {
-            entries: Entries::new(setup.mapping),
+            entries: Entries::new(setup.mapping, &setup.spare),
             setup,
             budget,
             opened: now,
@@ -336,10 +336,15 @@ impl Punch {
         u32::try_from(self.setup.spare.len()).unwrap_or(0)
     }
 
-    /// The sockets of a sweep that missed, for the next try. Where a NAT gives a socket one port for all of the peer's, they would bring
-    /// it nothing new.
+    /// The sockets of a sweep or a grid that missed, for the next try. Where a NAT gives a socket one port for all of the peer's, they
+    /// would bring a sweep nothing new.
     pub fn take_row(&mut self) -> Vec<SocketId> {
-        if self.setup.mapping != Mapping::AddressAndPortDependent || self.strategy() != Some(Strategy::Sweep) {
+        let may_be_used_again = match self.strategy() {
+            Some(Strategy::Sweep) => self.setup.mapping == Mapping::AddressAndPortDependent,
+            Some(Strategy::Grid) => true,
+            _ => false,
+        };
+        if !may_be_used_again {
             return Vec::new();
         }
         self.row.drain(..).chain(self.setup.spare.drain(..)).collect()

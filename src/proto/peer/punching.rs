@@ -429,8 +429,11 @@ impl Peer {
         let elapsed = now.since(self.call_began.unwrap_or(now));
         let good = punching.punch.outlook() == Outlook::Good && !punching.parties.share_a_nat();
         // What takes a whole budget, or what no budget can do, is not worth another one soon.
-        let strategy = punching.punch.strategy();
-        let spent = matches!(strategy, Some(Strategy::Scatter | Strategy::Grid | Strategy::Cells));
+        let spent = match punching.punch.strategy() {
+            Some(Strategy::Scatter | Strategy::Cells) => true,
+            Some(Strategy::Grid) => !punching.punch.budget.affords_another(),
+            _ => false,
+        };
         if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good && !spent {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
             // A call that comes too soon after another is not taken. The called member answered a signal before we began, and has the

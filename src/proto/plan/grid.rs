@@ -7,10 +7,13 @@
 //! random × random   n sockets each, every one at D ports of the other's range, drawn for each socket anew:
 //!                   E = n² (D/W)² pairs meet; n = 240, W = 64,512, D = 807: E = 9, missed once in 8,000 tries
 //! random × moving   the moving side makes N mappings in a row, each to another random port; each of the random side's n
-//!                   sockets tries every port of that row: E = n N / W; n = 240, N = 1,248: E = 4.6, missed once in 104
+//!                   sockets tries every port of that row: E = n N / W; n = 240, N = 4 × 300: E = 4.5, missed once in 87
 //! ```
 //!
-//! 193,000 and 315,000 probes: more than a call may send unless its owner says so. Where it may not, or where one NAT maps by address and
+//! The row is made in four tries. A counter that comes to the end of its range within a row is lost from sight there, and each try
+//! begins where it was seen last; the random side's sockets keep their ports, so a try costs it probes and no entry.
+//!
+//! 193,000 and 350,000 probes: more than a call may send unless its owner says so. Where it may not, or where one NAT maps by address and
 //! port and its ports are random, so that each probe costs an entry, the plan is what the budget gives ([`super::cells`]), and
 //! the outlook says what would do.
 
@@ -19,17 +22,23 @@ use super::{
     Line, Moving, Needs, Outlook, Pair, Plan, Port, Random, Side, Sockets, Strategy, Target, Timing, cells, placed,
 };
 use crate::proto::config::Punch;
-use crate::proto::counter;
+use crate::proto::counter::{self, Ahead};
 
 /// Meetings that a grid is laid out for, and those without which it is not called good: missed once in 1,100.
 const ENOUGH: f64 = 9.0;
 const FEW: f64 = 7.0;
-/// Mappings in a row that a moving side makes.
-const ROW: u32 = 1248;
+/// Mappings in a row that a moving side makes, and how often: with a survey before each, as many as a call may make by default.
+const ROW: u32 = 300;
+const TRIES: u32 = 4;
+/// Half of a row is no try: there was no budget for a row.
+const LEAST_ROW: u32 = ROW / 2;
 /// Ports beyond the row that the random side tries, for what others took of it, before and within.
 const BEFORE: i64 = 16;
 const SLACK: u32 = 64;
-/// Fewer meetings than this in one call, and the row is not called good: retries bring it about.
+/// The row begins so many standard deviations before where others' mappings are expected to have moved the counter to: once in 160 it is
+/// not there yet.
+const SURE: f64 = 2.5;
+/// Fewer meetings than this in one call, and the row is not called good: calling again brings it about.
 const LITTLE: f64 = 2.0;
 
 pub fn plan(pair: &Pair<'_>, a: &Port, b: &Port) -> Plan {
@@ -69,30 +78,60 @@ fn of_two(pair: &Pair<'_>, a: Random, b: Random) -> Plan {
 fn with_row(pair: &Pair<'_>, random: Random, moving: &Moving, random_calls: bool) -> Plan {
     let n = sockets(pair);
     let row = (pair.budget.probes / n).saturating_sub(SLACK).min(ROW).min(pair.budget.entries);
-    let meetings = f64::from(n) * f64::from(row) / f64::from(random.ports.count);
-    if row == 0 || meetings < LITTLE {
-        let usual = Punch::default();
-        let few = |n: u32, row: u32| f64::from(n) * f64::from(row) / f64::from(random.ports.count) < LITTLE;
-        let n = usual.sockets.saturating_sub(ENTRIES_ASIDE);
-        let needs = Needs {
-            sockets: few(pair.punch.sockets.saturating_sub(ENTRIES_ASIDE), ROW).then_some(usual.sockets),
-            entries: few(n, pair.budget.entries).then_some(usual.entries),
-            ..pair.needs(rounded(n * (ROW + SLACK)))
-        };
+    if row < LEAST_ROW {
         return Plan {
-            outlook: Outlook::Needs(needs),
+            outlook: Outlook::Needs(needs(pair, random, pair.budget.entries)),
             ..cells::plan(pair, &Port::Random(random), &Port::Moving(moving.clone()))
         }
         .placed(random_calls);
     }
-    let first = counter::after(moving.last.port(), moving.step, 1 - BEFORE, moving.range);
+    let others = others(pair, random_calls);
+    let first = counter::after(moving.last.port(), moving.step, 1 - BEFORE + others, moving.range);
     let at = Line { ip: moving.last.ip(), first, step: moving.step, count: row + SLACK, range: moving.range };
     let grid = Side { sockets: Sockets::Row(n), target: Target::Draw { at, each: at.count }, timing: Timing::Paced };
     let target = Target::Draw { at: random.ports, each: row };
     let row = Side { sockets: Sockets::New, target, timing: Timing::Paced };
     let length = pair.punch_time(n * at.count) + pair.pace.gate();
     let round = placed(Strategy::Grid, length, Some(grid), Some(row), random_calls);
-    Plan { rounds: vec![round], outlook: pair.good_in_time(n * at.count) }
+    // Later tries have less left than the call had: what it had is in our own config.
+    let outlook = if meetings(random, n, pair.punch.entries, pair.punch.probes) < LITTLE {
+        Outlook::Needs(needs(pair, random, pair.punch.entries))
+    } else {
+        pair.good_in_time(tries(n).min(pair.punch.probes))
+    };
+    Plan { rounds: vec![round], outlook }
+}
+
+/// Probes of all tries from so many sockets.
+fn tries(n: u32) -> u32 {
+    n * (ROW + SLACK) * TRIES
+}
+
+/// How many pairs meet in as many tries as there is budget for.
+fn meetings(random: Random, n: u32, entries: u32, probes: u32) -> f64 {
+    let rows = (probes / (n * (ROW + SLACK))).min(TRIES);
+    f64::from(n) * f64::from(entries.min(rows * ROW)) / f64::from(random.ports.count)
+}
+
+/// What all tries take, of what there is too little of.
+fn needs(pair: &Pair<'_>, random: Random, entries: u32) -> Needs {
+    let usual = Punch::default();
+    let few = |n: u32, entries: u32| meetings(random, n, entries, tries(n)) < LITTLE;
+    let own = pair.punch.sockets.saturating_sub(ENTRIES_ASIDE).max(1);
+    let n = usual.sockets.saturating_sub(ENTRIES_ASIDE);
+    Needs {
+        sockets: few(own, usual.entries).then_some(usual.sockets),
+        entries: few(n, entries).then_some(usual.entries),
+        ..pair.needs(rounded(tries(n)))
+    }
+}
+
+/// So many mappings, at least, have others made when the row begins, since the moving side's counter was seen.
+fn others(pair: &Pair<'_>, random_calls: bool) -> i64 {
+    // The caller's report was sent a signal earlier; a signal after the answer both begin.
+    let (moving, signals) = if random_calls { (pair.called, 1) } else { (pair.caller, 2) };
+    let ahead = moving.cross_traffic.map(|rate| Ahead::after(moving.age + pair.pace.lead * signals, rate.into()));
+    ahead.map_or(0, |ahead| (ahead.steps - SURE * ahead.error).max(0.0) as i64)
 }
 
 impl Plan {

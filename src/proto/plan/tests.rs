@@ -31,7 +31,8 @@ fn there(report: Report) -> Report {
 fn rounds(caller: &Report, called: &Report) -> Plan {
     let round = Duration::from_millis(800);
     let terms = terms(caller, called, Duration::ZERO, Duration::ZERO, round);
-    plan(caller, called, &terms, &Punch::default())
+    let Budget { probes, entries, .. } = caller.budget;
+    plan(caller, called, &terms, &Punch { probes, entries, ..Punch::default() })
 }
 
 fn hold(port: u16, to: u16) -> Hold {
@@ -204,15 +205,15 @@ fn what_takes_longer_than_a_call_is_said_with_the_time_that_it_takes() {
     let random = random(Mapping::AddressDependent);
     let row = there(counting(1));
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
-    assert_eq!(needs.to_string(), "`probes = 320000` and `timeout = \"15s\"`");
-    let rich = Budget { probes: 320_000, entries: 1280, rate: 25_000 };
+    assert_eq!(needs.to_string(), "`probes = 350000` and `timeout = \"16s\"`");
+    let rich = Budget { probes: 350_000, entries: 1280, rate: 25_000 };
     let (random, row) = (Report { budget: rich, ..random }, Report { budget: rich, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("there is no time for it") };
-    assert_eq!(needs.to_string(), "`timeout = \"15s\"`");
+    assert_eq!(needs.to_string(), "`timeout = \"16s\"`");
     let few = Budget { entries: 100, ..rich };
     let (random, row) = (Report { budget: few, ..random }, Report { budget: few, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
-    assert_eq!(needs.to_string(), "`entries = 1280` and `timeout = \"15s\"`");
+    assert_eq!(needs.to_string(), "`entries = 1280` and `timeout = \"16s\"`");
 }
 
 #[test]
@@ -243,6 +244,21 @@ fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
         panic!("draws")
     };
     assert!((0..at.count).any(|nth| at.port(nth) == 40_002), "the next port of its sequence");
+}
+
+#[test]
+fn a_row_begins_about_where_others_have_moved_the_counter_to() {
+    let rich = Budget { probes: 400_000, entries: 1280, rate: 25_000 };
+    let random = Report { budget: rich, ..random(Mapping::AddressDependent) };
+    let first = |cross_traffic| {
+        let busy = there(Report { cross_traffic, budget: rich, age: Duration::from_millis(400), ..counting(1) });
+        let grid = rounds(&random, &busy).rounds[0].caller.clone().expect("shoots");
+        let Target::Draw { at, .. } = grid.target else { panic!("draws") };
+        at.first
+    };
+    // A lead of 100 ms later, 150 came between, give or take 12.
+    let busy = Some(PerKilosecond { rate: 300_000, error: 0 });
+    assert!((100..150).contains(&(first(busy) - first(None))), "{}", first(busy) - first(None));
 }
 
 #[test]
