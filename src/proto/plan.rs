@@ -232,6 +232,17 @@ pub struct Needs {
     pub timeout: Option<Duration>,
 }
 
+impl Outlook {
+    /// Whether another try may find a path: all that is lacking is time, if anything.
+    pub fn is_worth_a_try(self) -> bool {
+        match self {
+            Self::Good => true,
+            Self::Needs(needs) => Needs { timeout: None, ..needs } == Needs::default(),
+            Self::Poor(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Needs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |key, value: Option<u32>| value.map(|value| format!("`{key} = {value}`"));

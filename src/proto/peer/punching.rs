@@ -427,13 +427,11 @@ impl Peer {
             return;
         }
         let elapsed = now.since(self.call_began.unwrap_or(now));
-        let good = punching.punch.outlook() == Outlook::Good && !punching.parties.share_a_nat();
+        let good = punching.punch.outlook().is_worth_a_try() && !punching.parties.share_a_nat();
         // What takes a whole budget, or what no budget can do, is not worth another one soon.
-        let spent = match punching.punch.strategy() {
-            Some(Strategy::Scatter | Strategy::Cells) => true,
-            Some(Strategy::Grid) => !punching.punch.budget.affords_another(),
-            _ => false,
-        };
+        let strategy = punching.punch.strategy();
+        let costly = matches!(strategy, Some(Strategy::Scatter | Strategy::Grid | Strategy::Cells));
+        let spent = costly && (strategy != Some(Strategy::Grid) || !punching.punch.budget.affords_another());
         if elapsed + plan::LONGEST_ROUND < local.punch.timeout && punching.punch.budget.is_left() && good && !spent {
             let wait = if punching.punch.role() == Role::Caller { AGAIN } else { AGAIN_IF_CALLED };
             // A call that comes too soon after another is not taken. The called member answered a signal before we began, and has the
@@ -456,6 +454,6 @@ impl Peer {
             self.challenge(now, local, way, Goal::Move(Method::Punch));
         }
         self.fruitless = self.fruitless.saturating_add(1);
-        self.fail(now, local, why, if spent || !good { local.punch.timeout } else { FIRST_REST });
+        self.fail(now, local, why, if costly || !good { local.punch.timeout } else { FIRST_REST });
     }
 }

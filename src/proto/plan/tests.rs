@@ -210,10 +210,12 @@ fn what_takes_longer_than_a_call_is_said_with_the_time_that_it_takes() {
     let (random, row) = (Report { budget: rich, ..random }, Report { budget: rich, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("there is no time for it") };
     assert_eq!(needs.to_string(), "`timeout = \"16s\"`");
+    assert!(Outlook::Needs(needs).is_worth_a_try());
     let few = Budget { entries: 100, ..rich };
     let (random, row) = (Report { budget: few, ..random }, Report { budget: few, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
     assert_eq!(needs.to_string(), "`entries = 1280` and `timeout = \"16s\"`");
+    assert!(!Outlook::Needs(needs).is_worth_a_try());
 }
 
 #[test]
