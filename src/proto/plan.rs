@@ -375,7 +375,10 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
     let (a, b) = (port(caller), port(called));
     // Where both move, the called member holds.
     let holder = if matches!(b, Port::Moving(_)) { &b } else { &a };
-    let unheld = matches!(holder, Port::Moving(moving) if moving.holds.is_empty());
+    let other = if matches!(b, Port::Moving(_)) { &a } else { &b };
+    // Towards random ports only one that moves by address has anything to hold.
+    let may_hold = |moving: &Moving| moving.by_address || !matches!(other, Port::Random(_));
+    let unheld = matches!(holder, Port::Moving(moving) if moving.holds.is_empty() && may_hold(moving));
     if has_nearer(caller, called) && unheld {
         // The next try holds ports, if it comes to that.
         return Plan { rounds: vec![gate_round(&pair)], outlook: Outlook::Good };

@@ -264,6 +264,19 @@ fn a_row_begins_about_where_others_have_moved_the_counter_to() {
 }
 
 #[test]
+fn a_row_is_no_hold_that_a_nearer_address_could_wait_for() {
+    let rich = Budget { probes: 400_000, entries: 1280, rate: 25_000 };
+    let address = "[2001:db8::7]:4275".parse().expect("address");
+    let candidates = vec![crate::proto::message_control::Candidate { kind: CandidateKind::Ipv6, address }];
+    let random = Report { budget: rich, candidates: candidates.clone(), ..random(Mapping::AddressDependent) };
+    let row = there(Report { budget: rich, candidates, ..counting(1) });
+    for plan in [rounds(&random, &row), rounds(&row, &random)] {
+        let strategies: Vec<Strategy> = plan.rounds.iter().map(|round| round.strategy).collect();
+        assert_eq!(strategies, [Strategy::Direct, Strategy::Grid]);
+    }
+}
+
+#[test]
 fn nearer_addresses_have_their_time_where_nothing_else_is_to_be_tried() {
     let address = "[2001:db8::7]:4275".parse().expect("address");
     let candidates = vec![crate::proto::message_control::Candidate { kind: CandidateKind::Ipv6, address }];
