@@ -381,15 +381,27 @@ impl Paths {
     /// Begins to ask a way; nothing, where it is being asked already.
     pub fn challenge(&mut self, now: Instant, way: Way, goal: Goal, token: Token) -> Option<Ask> {
         let same = |challenge: &Challenge| challenge.way == way && challenge.goal == goal;
-        if self.challenges.iter().any(same) || self.challenges.len() >= MAX_CHALLENGES {
+        if self.challenges.iter().any(same) {
+            return None;
+        }
+        if !matches!(goal, Goal::Move(_)) {
+            self.make_room();
+        }
+        if self.challenges.len() >= MAX_CHALLENGES {
             return None;
         }
         self.challenges.push(Challenge { token, way, goal, sent: now, tries: 1 });
         Some(Ask { way, token, chosen: goal == Goal::Choose })
     }
 
-    /// Gives up the oldest question about another way, where no more could be asked: there is a better one to ask about.
-    pub fn make_room(&mut self) {
+    /// `way` is likelier to work than those that are being asked: it takes the place of the oldest of them, where there is no other.
+    pub fn prefer(&mut self, way: Way) {
+        if !self.is_proved() && self.challenges.iter().all(|challenge| challenge.way != way) {
+            self.make_room();
+        }
+    }
+
+    fn make_room(&mut self) {
         if self.challenges.len() >= MAX_CHALLENGES
             && let Some(at) = self.challenges.iter().position(|challenge| matches!(challenge.goal, Goal::Move(_)))
         {
@@ -444,11 +456,6 @@ impl Paths {
             self.checked = Some(now);
             self.flow = None;
             asks.extend(self.challenge(now, path.way, Goal::Check, token()));
-            if asks.is_empty() {
-                // All places are taken by other addresses: they are less important.
-                self.challenges.pop();
-                asks.extend(self.challenge(now, path.way, Goal::Check, token()));
-            }
         }
         let mut news = None;
         let current = self.current.map(|path| path.way);
@@ -545,13 +552,17 @@ mod tests {
             paths.challenge(now, way(port), Goal::Move(Method::Shotgun), port.into()).is_some()
         };
         for port in 1..=8 {
-            paths.make_room();
+            paths.prefer(way(port));
             assert!(ask(&mut paths, port));
         }
         assert!(!ask(&mut paths, 9));
-        paths.make_room();
+        paths.prefer(way(3));
+        assert!(!ask(&mut paths, 9), "it is being asked");
+        paths.prefer(way(9));
         assert!(ask(&mut paths, 9));
-        assert!(paths.handle_answer(now, way(1), 1).is_none() && paths.handle_answer(now, way(2), 2).is_some());
+        assert!(paths.challenge(now, way(10), Goal::Choose, 10).is_some());
+        let answered = [1, 2, 3, 9].map(|port| paths.handle_answer(now, way(port), port.into()).is_some());
+        assert_eq!(answered, [false, false, true, true]);
     }
 
     #[test]

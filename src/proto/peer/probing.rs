@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! ACK in            heard: payload may go back, if the sealed call named the address; our own ACK goes the same way
-//! ACK2 in           proved: the way works in both directions
+//! ACK2 in           proved: the way works in both directions; from another port than was asked, it is heard there
 //! sounding in       answered: a datagram of its length arrives; nothing else comes of it
 //! ACK overheard     our own ACK goes the same way, past a firewall on this machine, and opens that
 //! caller, proved    ─► ACK with `chosen` ─► the called member takes the same way, and both close all other sockets
 //! ```
+//!
+//! Where hundreds of ports shoot at hundreds ([`Strategy::is_a_crowd`]), a filter that asks less than its mapping lets in most of them, by
+//! ways that lead nowhere: none of them is heard in this sense, few are answered, and a called member that has proof tells the caller.
 
 use std::time::Duration;
 
@@ -48,7 +51,7 @@ impl Peer {
             Dudp::Ack => {
                 let ack = Ack::parse(&body);
                 let token = ack.map(|ack| ack.token).or_else(|| parse_sounding(&body)).ok_or(Drop::Malformed)?;
-                if ack.is_some_and(|ack| ack.shot) && !self.may_answer_shot(way) {
+                if ack.is_some_and(|ack| ack.shot) && !self.may_answer(way) {
                     return Ok(());
                 }
                 let answer = Ack2 { token, seen: way.remote }.encode();
@@ -142,7 +145,7 @@ impl Peer {
         let Call::Punching(punching) = &self.call else { return self.challenge(now, local, way, Goal::Move(method)) };
         let in_vain = punching.ours().may_hear_in_vain();
         if !shot {
-            self.paths.make_room();
+            self.paths.prefer(way);
         }
         // Where many guess at many, a filter that asks less than its mapping lets in hundreds that say nothing.
         let says_little = shot && in_vain != Some(false) && punching.punch.strategy().is_some_and(Strategy::is_a_crowd);
@@ -164,7 +167,7 @@ impl Peer {
 
     /// Where both have hundreds of ports, a filter that asks less than its mapping lets in most shots, and an answer to one may make a
     /// mapping: answers are counted as shots are. They are good ones, for there is somebody at the port that they go to.
-    fn may_answer_shot(&mut self, way: Way) -> bool {
+    fn may_answer(&mut self, way: Way) -> bool {
         match &mut self.call {
             Call::Punching(punching)
                 if punching.ours().may_hear_in_vain() != Some(false)
@@ -209,8 +212,11 @@ impl Peer {
         let Some((socket, to, at)) = punching.punch.fired(ack2.token) else { return };
         if (Way { socket, remote: to }) != way {
             // Its answer left by another port than where it heard us, and came in: there we reach it.
-            let method = self.punch_method(way);
-            return self.hear(now, local, way, method, false);
+            if !self.paths.is_proved() && self.may_answer(way) {
+                let method = self.punch_method(way);
+                self.hear(now, local, way, method, false);
+            }
+            return;
         }
         let method = self.candidate_method(way).unwrap_or_else(|| self.punch_method(way));
         self.on_proved(now, local, way, method, Some(now.since(at)));
