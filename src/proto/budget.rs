@@ -23,6 +23,8 @@ const LONGEST_BACKLOG: Duration = Duration::from_millis(50);
 pub struct Budget {
     limits: config::Punch,
     tries: u32,
+    /// Probes and entries before the last one.
+    before_try: (u32, u32),
     probes: u32,
     /// Those of holds.
     held: u32,
@@ -35,7 +37,17 @@ pub struct Budget {
 
 impl Budget {
     pub fn new(limits: config::Punch) -> Self {
-        Self { limits, tries: 0, probes: 0, held: 0, sockets: 0, entries: 0, bucket: 0.0, filled: None }
+        Self {
+            limits,
+            tries: 0,
+            before_try: (0, 0),
+            probes: 0,
+            held: 0,
+            sockets: 0,
+            entries: 0,
+            bucket: 0.0,
+            filled: None,
+        }
     }
 
     pub fn limits(&self) -> &config::Punch {
@@ -45,6 +57,7 @@ impl Budget {
     /// Another punch begins.
     pub fn note_try(&mut self) {
         self.tries += 1;
+        self.before_try = (self.probes(), self.entries);
     }
 
     /// How many punches there were.
@@ -92,11 +105,11 @@ impl Budget {
         left.probes > FEWEST && left.entries > FEWEST && self.sockets < self.limits.sockets
     }
 
-    /// Whether another try that costs as much as those before is within it.
+    /// Whether another try that costs as much as the last one is within it.
     pub fn affords_another(&self) -> bool {
         let left = self.left();
-        let each = |spent: u32| spent / self.tries.max(1);
-        left.probes >= each(self.probes()) && left.entries >= each(self.entries)
+        let (probes, entries) = self.before_try;
+        left.probes >= self.probes() - probes && left.entries >= self.entries - entries
     }
 
     /// How much of it is used up: 0, nothing, to 1.
@@ -174,29 +187,28 @@ const FEWEST: u32 = 16;
 #[derive(Clone, Debug)]
 pub struct Entries {
     mapping: Mapping,
-    /// Sockets of an earlier try, which have their mapping towards the peer's address.
-    kept: BTreeSet<SocketId>,
     sockets: BTreeSet<SocketId>,
     by_address: BTreeSet<(SocketId, IpAddr)>,
     by_port: BTreeSet<(SocketId, SocketAddr)>,
 }
 
 impl Entries {
-    pub fn new(mapping: Mapping, kept: &[SocketId]) -> Self {
-        Self {
-            mapping,
-            kept: kept.iter().copied().collect(),
-            sockets: BTreeSet::new(),
-            by_address: BTreeSet::new(),
-            by_port: BTreeSet::new(),
-        }
+    /// `kept`: sockets of an earlier try, by address, and where they have a mapping to.
+    pub fn new(mapping: Mapping, kept: impl IntoIterator<Item = (SocketId, IpAddr)>) -> Self {
+        let by_address = kept.into_iter().collect();
+        Self { mapping, sockets: BTreeSet::new(), by_address, by_port: BTreeSet::new() }
+    }
+
+    /// An address that the socket has a mapping towards.
+    pub fn mapped(&self, socket: SocketId) -> Option<IpAddr> {
+        self.by_address.iter().find(|(mapped, _)| *mapped == socket).map(|(_, ip)| *ip)
     }
 
     pub fn is_new(&self, socket: SocketId, to: SocketAddr) -> bool {
         match self.mapping {
             Mapping::None => false,
             Mapping::EndpointIndependent | Mapping::Unknown => !self.sockets.contains(&socket),
-            Mapping::AddressDependent => !self.kept.contains(&socket) && !self.by_address.contains(&(socket, to.ip())),
+            Mapping::AddressDependent => !self.by_address.contains(&(socket, to.ip())),
             Mapping::AddressAndPortDependent => !self.by_port.contains(&(socket, to)),
         }
     }
@@ -270,18 +282,27 @@ mod tests {
 
     #[test]
     fn another_try_is_afforded_where_as_much_is_left_as_one_took() {
-        let mut budget = Budget::new(config::Punch { probes: 100, entries: 100, ..config::Punch::default() });
-        for affords_another in [true, true, false] {
+        for (probes, entries) in [(110, 100), (1000, 44)] {
+            let mut budget = Budget::new(config::Punch { probes, entries, ..config::Punch::default() });
+            // At the gate.
             budget.note_try();
-            (0..30).for_each(|nth| assert!(budget.take_probe(nth < 10)));
-            assert_eq!(budget.affords_another(), affords_another);
+            (0..10).for_each(|nth| assert!(budget.take_probe(nth < 5)));
+            for affords_another in [true, true, false] {
+                budget.note_try();
+                (0..30).for_each(|nth| assert!(budget.take_probe(nth < 10)));
+                assert_eq!(budget.affords_another(), affords_another, "of {probes} and {entries}");
+            }
         }
     }
 
     #[test]
     fn by_address_a_socket_that_is_used_again_makes_no_entry() {
         let to = SocketAddr::from(([203, 0, 113, 5], 7));
-        let is_new = |mapping, socket| Entries::new(mapping, &[SocketId(2)]).is_new(SocketId(socket), to);
+        let mut before = Entries::new(Mapping::AddressDependent, []);
+        before.note(SocketId(2), to);
+        assert_eq!(before.mapped(SocketId(3)), None);
+        let kept = before.mapped(SocketId(2)).map(|ip| (SocketId(2), ip));
+        let is_new = |mapping, socket| Entries::new(mapping, kept).is_new(SocketId(socket), to);
         assert!(!is_new(Mapping::AddressDependent, 2) && is_new(Mapping::AddressDependent, 3));
         assert!(is_new(Mapping::AddressAndPortDependent, 2), "towards another port");
     }
@@ -290,7 +311,7 @@ mod tests {
     fn an_entry_is_what_makes_one_at_a_nat_of_that_kind() {
         let to = |port| SocketAddr::from(([203, 0, 113, 5], port));
         let count = |mapping| {
-            let mut entries = Entries::new(mapping, &[]);
+            let mut entries = Entries::new(mapping, []);
             let shots = [(2, 7), (2, 8), (3, 7), (2, 7)];
             let new = |(socket, port)| {
                 let new = entries.is_new(SocketId(socket), to(port));

@@ -44,7 +44,7 @@ use super::mtu::Mtu;
 use super::noise::Received;
 use super::noise::export::Open;
 use super::path::{Due, Goal, News, Paths, Way};
-use super::punch::Punch;
+use super::punch::{Punch, Spare};
 use super::rendezvous::Wait;
 use super::snapshot::{self, Method};
 use super::tunnel::{Limits, Tunnel, TunnelEvent};
@@ -122,7 +122,7 @@ pub struct Peer {
     call_began: Option<Instant>,
     budget: Option<Budget>,
     /// Sockets of its last sweep, for the next one: a new mapping each, for that goes to another port.
-    spare: Vec<SocketId>,
+    spare: Vec<Spare>,
     /// When what its calls have used up is made up for: a whole budget in the time that a call has.
     made_up: Instant,
     probes_sent: u64,
@@ -407,7 +407,9 @@ impl Peer {
             Call::Calling(ref calling) if calling.held.is_some() => self.end_call(local, None),
             Call::Calling(_) | Call::Surveying { purpose: Purpose::Answer(_), .. } => {}
             Call::Idle | Call::Knocking { .. } | Call::Resting { .. } | Call::Surveying { .. } => {
-                self.end_call(local, None)
+                self.end_call(local, None);
+                // Of a call that rests between two tries.
+                self.close_spare(local);
             }
         }
         if news {

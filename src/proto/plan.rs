@@ -18,7 +18,7 @@
 //! | fixed, fresh × moving                  | [`hold`]     | a few NAT entries, a few probes        |
 //! | moving × moving                        | [`sweep`]    | some 80 NAT entries                    |
 //! | fixed, held × random                   | [`scatter`]  | 240 NAT entries, 2,000 probes          |
-//! | random by address × the same, moving   | [`grid`]     | 240 NAT entries, 193,000 to 350,000 probes |
+//! | random by address × the same, moving   | [`grid`]     | 240 to 1,260 NAT entries, 193,000 to 350,000 probes |
 //! | random in a block × the same, moving   | [`cells`]    | 500 NAT entries                        |
 //! | whatever was misread                   | [`window`]   | the patent's shotgun                   |
 //!
@@ -186,7 +186,7 @@ impl Strategy {
         }
     }
 
-    /// Whether both sides have hundreds of ports, and every one of either's is shot at.
+    /// Whether each side has hundreds of mappings, and shoots at hundreds of ports of the other's.
     pub fn is_a_crowd(self) -> bool {
         matches!(self, Self::Grid | Self::Cells)
     }
@@ -471,29 +471,30 @@ impl Pair<'_> {
 }
 
 impl Pair<'_> {
-    /// What `[punch]` lacks for so many probes.
-    fn needs(&self, probes: u32) -> Needs {
+    /// What `[punch]` lacks for so many probes in so many tries.
+    fn needs(&self, probes: u32, tries: u32) -> Needs {
         let more = probes > self.budget.probes;
         let rate = if more { self.punch.rate.unwrap_or_else(|| rate(probes)) } else { self.budget.rate };
-        let takes = Duration::from_secs_f64(f64::from(probes) / f64::from(rate.max(1))) + BESIDE;
+        Needs { probes: more.then_some(probes), timeout: self.lacks_time(probes, tries, rate), ..Needs::default() }
+    }
+
+    /// The `timeout` that it would take, if ours is shorter.
+    fn lacks_time(&self, probes: u32, tries: u32, rate: u32) -> Option<Duration> {
+        let takes = Duration::from_secs_f64(f64::from(probes) / f64::from(rate.max(1))) + BESIDE * tries;
         let whole = Duration::from_secs(takes.as_secs() + u64::from(takes.subsec_nanos() > 0));
-        Needs {
-            probes: more.then_some(probes),
-            timeout: (takes > self.punch.timeout).then_some(whole),
-            ..Needs::default()
-        }
+        (takes > self.punch.timeout).then_some(whole)
     }
 
     /// The outlook of a plan that is good in all but perhaps its length.
-    fn good_in_time(&self, probes: u32) -> Outlook {
-        match self.needs(probes).timeout {
+    fn good_in_time(&self, probes: u32, tries: u32) -> Outlook {
+        match self.lacks_time(probes, tries, self.budget.rate) {
             None => Outlook::Good,
             timeout => Outlook::Needs(Needs { timeout, ..Needs::default() }),
         }
     }
 }
 
-/// What a call takes besides its probes: the gate before and the proof behind, a round's time at most.
+/// What a try takes besides its probes: the gate before and the proof behind, a round's time at most.
 const BESIDE: Duration = LONGEST_ROUND;
 
 /// Probes a second of a call that may send `probes` in all: what it may send in eight of its ten seconds, but no fewer than 1,000,

@@ -9,12 +9,12 @@
 //! first volley, with a time to live that ends between the two sites, opens its own NAT without touching the other's: a
 //! packet that comes too early can poison a Linux router's port for 30 s. Every later volley of a round has the same tuples,
 //! which allocates nothing new at any NAT. An update of the caller's replaces the plan; what was spent stays spent. Where the peer
-//! is heard, nothing is fired until it has had the time to say that it hears us ([`Fire`]).
+//! is heard, and that says something, nothing is fired until it has had the time to say that it hears us ([`Fire`]).
 //!
 //! Candidates that need no guessing (a host's own addresses, a mapped port) are probed beside all that.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
@@ -64,12 +64,20 @@ pub struct Setup {
     pub reported: SocketId,
     pub fresh: Option<SocketId>,
     /// Sockets of the try before.
-    pub spare: Vec<SocketId>,
+    pub spare: Vec<Spare>,
     pub candidates: Vec<Candidate>,
     /// What our own NAT makes entries for.
     pub mapping: Mapping,
     /// So many hops get a packet out of our own site, and not to the peer's.
     pub low_ttl: u8,
+}
+
+/// A socket of an earlier try, which the next may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spare {
+    pub socket: SocketId,
+    /// Where it has a mapping to.
+    pub mapped: Option<IpAddr>,
 }
 
 /// A shot that was fired, to be recognised by its token.
@@ -111,6 +119,7 @@ pub struct Punch {
     fired: Vec<Fired>,
     /// How many shots came in there, where not all are answered.
     came: BTreeMap<(SocketId, SocketAddr), u32>,
+    answered: u64,
     /// Mappings that its shots made at our NAT and nobody asked about yet.
     made: Made,
     fire: Fire,
@@ -169,7 +178,10 @@ const RUN: u64 = 32;
 impl Punch {
     pub fn new(now: Instant, setup: Setup, budget: Budget) -> Self {
         Self {
-            entries: Entries::new(setup.mapping, &setup.spare),
+            entries: Entries::new(
+                setup.mapping,
+                setup.spare.iter().filter_map(|kept| Some((kept.socket, kept.mapped?))),
+            ),
             setup,
             budget,
             opened: now,
@@ -181,6 +193,7 @@ impl Punch {
             candidate_volley: 0,
             fired: Vec::new(),
             came: BTreeMap::new(),
+            answered: 0,
             made: Made::default(),
             fire: Fire::Open,
         }
@@ -240,8 +253,9 @@ impl Punch {
         !self.is_stopped() && self.setup.plan.rounds.get(self.round).is_some_and(|round| round.strategy.is_hard())
     }
 
+    /// Shots, and answers where they are counted as such.
     pub fn probes_sent(&self) -> u64 {
-        self.fired.len() as u64
+        self.fired.len() as u64 + self.answered
     }
 
     /// The mappings that its shots made since it was asked last.
@@ -258,7 +272,9 @@ impl Punch {
         }
         let came = self.came.entry((socket, to)).or_insert(0);
         *came = came.saturating_add(1);
-        came.is_power_of_two() && self.take_probe(socket, to)
+        let answers = came.is_power_of_two() && self.take_probe(socket, to);
+        self.answered += u64::from(answers);
+        answers
     }
 
     /// `false`: there is no budget for it.
@@ -338,7 +354,7 @@ impl Punch {
 
     /// The sockets of a sweep or a grid that missed, for the next try. Where a NAT gives a socket one port for all of the peer's, they
     /// would bring a sweep nothing new.
-    pub fn take_row(&mut self) -> Vec<SocketId> {
+    pub fn take_row(&mut self) -> Vec<Spare> {
         let may_be_used_again = match self.strategy() {
             Some(Strategy::Sweep) => self.setup.mapping == Mapping::AddressAndPortDependent,
             Some(Strategy::Grid) => true,
@@ -347,14 +363,16 @@ impl Punch {
         if !may_be_used_again {
             return Vec::new();
         }
-        self.row.drain(..).chain(self.setup.spare.drain(..)).collect()
+        let mapped = |socket| Spare { socket, mapped: self.entries.mapped(socket) };
+        self.row.drain(..).map(mapped).chain(self.setup.spare.drain(..)).collect()
     }
 
     /// Closes every socket of the punch's but `keep`.
     pub fn close(&mut self, keep: Option<SocketId>) -> Vec<SocketId> {
         self.stop();
         let own = [Some(self.setup.reported), self.setup.fresh];
-        let all = self.row.drain(..).chain(self.setup.spare.drain(..)).chain(own.into_iter().flatten());
+        let spare = self.setup.spare.drain(..).map(|kept| kept.socket);
+        let all = self.row.drain(..).chain(spare).chain(own.into_iter().flatten());
         all.filter(|socket| *socket >= SocketId::FIRST_EXTRA && Some(*socket) != keep).collect()
     }
 
@@ -580,8 +598,8 @@ impl Punch {
         // The row before has had its time; its sockets make room.
         steps.extend(self.row.drain(..).map(Step::Close));
         for _ in 0..count {
-            if let Some(socket) = self.setup.spare.pop() {
-                self.row.push(socket);
+            if let Some(kept) = self.setup.spare.pop() {
+                self.row.push(kept.socket);
                 continue;
             }
             if !self.budget.take_socket() {
@@ -652,3 +670,6 @@ impl SocketIds {
         id
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,6 +124,10 @@ impl Peer {
             return self.refuse(now, local, via, passed, received, (call.id, Reason::Busy));
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
+        if let Call::Punching(punching) = &mut self.call {
+            // The caller's try ended a moment before ours.
+            self.spare.extend(punching.punch.take_row());
+        }
         self.end_call(local, None);
         self.call_began.get_or_insert(now);
         if !self.failed {

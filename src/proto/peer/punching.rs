@@ -166,8 +166,8 @@ impl Peer {
     }
 
     pub(super) fn close_spare(&mut self, local: &mut Local) {
-        for socket in std::mem::take(&mut self.spare) {
-            self.close_socket(local, socket);
+        for kept in std::mem::take(&mut self.spare) {
+            self.close_socket(local, kept.socket);
         }
     }
 

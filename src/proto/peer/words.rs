@@ -102,7 +102,7 @@ pub(super) fn no_path(punching: &Punching) -> String {
         Outlook::Good if ours.tuple.is_none() => format!(
             "{tried}: no discovery server told us our public address; let UDP out to the discovery servers here"
         ),
-        Outlook::Good if guesses(ours, theirs) => format!(
+        Outlook::Good if budget.has_shot() && guesses(ours, theirs) => format!(
             "{tried} this time ({both}): where ports are guessed, a few calls miss, more where a counter comes round its range or a firewall on the way forbids UDP between the two; it is tried again. A port mapped on either router, or IPv6 at both sides, would be sure"
         ),
         Outlook::Good => {
@@ -114,13 +114,9 @@ pub(super) fn no_path(punching: &Punching) -> String {
     }
 }
 
-/// Whether a path between the two takes a guess at a port.
+/// Whether a path between the two takes a guess at a port that may well be wrong.
 fn guesses(ours: &Report, theirs: &Report) -> bool {
-    use plan::Port::{Fixed, Fresh, Moving, Random};
-    match (plan::port(ours), plan::port(theirs)) {
-        (Random(_), _) | (_, Random(_)) | (Moving(_), Moving(_)) => true,
-        (Moving(_) | Fixed { .. } | Fresh(_) | plan::Port::Unknown, _) => false,
-    }
+    [ours, theirs].iter().all(|report| matches!(plan::port(report), plan::Port::Moving(_) | plan::Port::Random(_)))
 }
 
 /// What members are called, for the middle of a sentence.

@@ -30,8 +30,6 @@ const FEW: f64 = 7.0;
 /// Mappings in a row that a moving side makes, and how often: with a survey before each, as many as a call may make by default.
 const ROW: u32 = 300;
 const TRIES: u32 = 4;
-/// Half of a row is no try: there was no budget for a row.
-const LEAST_ROW: u32 = ROW / 2;
 /// Ports beyond the row that the random side tries, for what others took of it, before and within.
 const BEFORE: i64 = 16;
 const SLACK: u32 = 64;
@@ -62,9 +60,9 @@ fn of_two(pair: &Pair<'_>, a: Random, b: Random) -> Plan {
     let affordable = pair.budget.probes / n;
     let shots = each(ENOUGH).min(affordable).clamp(1, narrow);
     let outlook = if shots >= each(FEW).min(narrow) {
-        pair.good_in_time(n * shots)
+        pair.good_in_time(n * shots, 1)
     } else {
-        Outlook::Needs(pair.needs(rounded(n * each(ENOUGH))))
+        Outlook::Needs(pair.needs(rounded(n * each(ENOUGH)), 1))
     };
     let grid = |at: Line| {
         let target = Target::Draw { at, each: shots };
@@ -77,8 +75,8 @@ fn of_two(pair: &Pair<'_>, a: Random, b: Random) -> Plan {
 
 fn with_row(pair: &Pair<'_>, random: Random, moving: &Moving, random_calls: bool) -> Plan {
     let n = sockets(pair);
-    let row = (pair.budget.probes / n).saturating_sub(SLACK).min(ROW).min(pair.budget.entries);
-    if row < LEAST_ROW {
+    let row = row(pair.budget.probes / n).min(pair.budget.entries);
+    if met(random, n, row) < LITTLE / f64::from(TRIES) {
         return Plan {
             outlook: Outlook::Needs(needs(pair, random, pair.budget.entries)),
             ..cells::plan(pair, &Port::Random(random), &Port::Moving(moving.clone()))
@@ -97,32 +95,51 @@ fn with_row(pair: &Pair<'_>, random: Random, moving: &Moving, random_calls: bool
     let outlook = if meetings(random, n, pair.punch.entries, pair.punch.probes) < LITTLE {
         Outlook::Needs(needs(pair, random, pair.punch.entries))
     } else {
-        pair.good_in_time(tries(n).min(pair.punch.probes))
+        let tries = tries(n, pair.punch.probes);
+        pair.good_in_time(tries * n * at.count, tries)
     };
     Plan { rounds: vec![round], outlook }
 }
 
+/// Mappings of a row, where each of the random side's sockets may send so many probes.
+fn row(each: u32) -> u32 {
+    each.saturating_sub(SLACK).min(ROW)
+}
+
 /// Probes of all tries from so many sockets.
-fn tries(n: u32) -> u32 {
+fn all(n: u32) -> u32 {
     n * (ROW + SLACK) * TRIES
 }
 
-/// How many pairs meet in as many tries as there is budget for.
+/// Tries that so many probes are enough for.
+fn tries(n: u32, probes: u32) -> u32 {
+    let each = probes / n;
+    (each / (row(each) + SLACK)).min(TRIES)
+}
+
+/// How many of so many mappings meet one of n sockets.
+fn met(random: Random, n: u32, mappings: u32) -> f64 {
+    f64::from(n) * f64::from(mappings) / f64::from(random.ports.count)
+}
+
+/// The same of all the tries that there is budget for.
 fn meetings(random: Random, n: u32, entries: u32, probes: u32) -> f64 {
-    let rows = (probes / (n * (ROW + SLACK))).min(TRIES);
-    f64::from(n) * f64::from(entries.min(rows * ROW)) / f64::from(random.ports.count)
+    met(random, n, (row(probes / n) * tries(n, probes)).min(entries))
 }
 
 /// What all tries take, of what there is too little of.
 fn needs(pair: &Pair<'_>, random: Random, entries: u32) -> Needs {
     let usual = Punch::default();
-    let few = |n: u32, entries: u32| meetings(random, n, entries, tries(n)) < LITTLE;
+    let few = |n: u32, entries: u32| meetings(random, n, entries, all(n)) < LITTLE;
     let own = pair.punch.sockets.saturating_sub(ENTRIES_ASIDE).max(1);
     let n = usual.sockets.saturating_sub(ENTRIES_ASIDE);
+    let (sockets, mappings) = (few(own, usual.entries), few(n, entries));
+    // Either might do by itself, and both are little.
+    let both = !sockets && !mappings && few(own, entries);
     Needs {
-        sockets: few(own, usual.entries).then_some(usual.sockets),
-        entries: few(n, entries).then_some(usual.entries),
-        ..pair.needs(rounded(tries(n)))
+        sockets: (sockets || both).then_some(usual.sockets),
+        entries: (mappings || both).then_some(usual.entries),
+        ..pair.needs(rounded(all(n)), TRIES)
     }
 }
 
@@ -130,7 +147,8 @@ fn needs(pair: &Pair<'_>, random: Random, entries: u32) -> Needs {
 fn others(pair: &Pair<'_>, random_calls: bool) -> i64 {
     // The caller's report was sent a signal earlier; a signal after the answer both begin.
     let (moving, signals) = if random_calls { (pair.called, 1) } else { (pair.caller, 2) };
-    let ahead = moving.cross_traffic.map(|rate| Ahead::after(moving.age + pair.pace.lead * signals, rate.into()));
+    let signal = (pair.caller.server_delay + pair.called.server_delay) / 2;
+    let ahead = moving.cross_traffic.map(|rate| Ahead::after(moving.age + signal * signals, rate.into()));
     ahead.map_or(0, |ahead| (ahead.steps - SURE * ahead.error).max(0.0) as i64)
 }
 

@@ -63,7 +63,7 @@ pub fn plan(pair: &Pair<'_>, random: Random, fixed: &Port, random_calls: bool) -
     let mut rounds: Vec<Round> = gate.into_iter().collect();
     rounds.push(placed(Strategy::Scatter, length, Some(row), Some(scatter), random_calls));
     let needs = (ENOUGH * f64::from(width) / f64::from(most)).ceil() as u32;
-    let outlook = if expected >= LITTLE { Outlook::Good } else { Outlook::Needs(pair.needs(grid::rounded(needs))) };
+    let outlook = if expected >= LITTLE { Outlook::Good } else { Outlook::Needs(pair.needs(grid::rounded(needs), 1)) };
     Plan { rounds, outlook }
 }
 

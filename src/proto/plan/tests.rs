@@ -196,7 +196,7 @@ fn what_the_budget_can_not_give_is_said_with_what_would() {
     let rich = Report { budget: Budget { probes: needs, entries: 1280, rate: rate(needs) }, ..by_address };
     assert_eq!(rounds(&rich, &there(rich.clone())).outlook, Outlook::Good);
     let row = there(Report { budget: rich.budget, ..counting(1) });
-    assert_eq!(rounds(&rich, &row).outlook, Outlook::Good);
+    assert!(rounds(&rich, &row).outlook.is_worth_a_try());
     assert!(rounds(&rich, &row).rounds.iter().all(|round| round.length < Duration::from_secs(20)));
 }
 
@@ -205,16 +205,16 @@ fn what_takes_longer_than_a_call_is_said_with_the_time_that_it_takes() {
     let random = random(Mapping::AddressDependent);
     let row = there(counting(1));
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
-    assert_eq!(needs.to_string(), "`probes = 350000` and `timeout = \"16s\"`");
+    assert_eq!(needs.to_string(), "`probes = 350000` and `timeout = \"22s\"`");
     let rich = Budget { probes: 350_000, entries: 1280, rate: 25_000 };
     let (random, row) = (Report { budget: rich, ..random }, Report { budget: rich, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("there is no time for it") };
-    assert_eq!(needs.to_string(), "`timeout = \"16s\"`");
+    assert_eq!(needs.to_string(), "`timeout = \"22s\"`");
     assert!(Outlook::Needs(needs).is_worth_a_try());
     let few = Budget { entries: 100, ..rich };
     let (random, row) = (Report { budget: few, ..random }, Report { budget: few, ..row });
     let Outlook::Needs(needs) = rounds(&random, &row).outlook else { panic!("says so") };
-    assert_eq!(needs.to_string(), "`entries = 1280` and `timeout = \"16s\"`");
+    assert_eq!(needs.to_string(), "`entries = 1280` and `timeout = \"22s\"`");
     assert!(!Outlook::Needs(needs).is_worth_a_try());
 }
 
@@ -251,16 +251,23 @@ fn a_nat_that_keeps_only_first_ports_counts_where_many_are_needed() {
 #[test]
 fn a_row_begins_about_where_others_have_moved_the_counter_to() {
     let rich = Budget { probes: 400_000, entries: 1280, rate: 25_000 };
-    let random = Report { budget: rich, ..random(Mapping::AddressDependent) };
-    let first = |cross_traffic| {
-        let busy = there(Report { cross_traffic, budget: rich, age: Duration::from_millis(400), ..counting(1) });
-        let grid = rounds(&random, &busy).rounds[0].caller.clone().expect("shoots");
-        let Target::Draw { at, .. } = grid.target else { panic!("draws") };
+    let server_delay = Duration::from_millis(100);
+    let random = Report { budget: rich, server_delay, ..random(Mapping::AddressDependent) };
+    let first = |cross_traffic, calls| {
+        let age = Duration::from_millis(400);
+        let busy = there(Report { cross_traffic, budget: rich, server_delay, age, ..counting(1) });
+        let plan = if calls { rounds(&busy, &random) } else { rounds(&random, &busy) };
+        let round = plan.rounds.into_iter().next().expect("one is planned");
+        let round = if calls { round } else { round.turned() };
+        let Target::Draw { at, .. } = round.called.expect("shoots").target else { panic!("draws") };
         at.first
     };
-    // A lead of 100 ms later, 150 came between, give or take 12.
+    // A signal after an answer with that age, 150 came between, give or take 12, and another one after a call.
     let busy = Some(PerKilosecond { rate: 300_000, error: 0 });
-    assert!((100..150).contains(&(first(busy) - first(None))), "{}", first(busy) - first(None));
+    for (calls, ahead) in [(false, 100..150), (true, 130..180)] {
+        let moved = first(busy, calls) - first(None, calls);
+        assert!(ahead.contains(&moved), "{moved}");
+    }
 }
 
 #[test]
