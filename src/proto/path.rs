@@ -15,6 +15,8 @@
 //! A doubted path has its member look after its own NAT; beside a suspect one a call is placed. It stays in use, and is as good
 //! as ever once anything is heard on it again.
 
+mod challenge;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ use super::message_control::CandidateKind;
 use super::probe::Token;
 use super::snapshot::Method;
 use super::{Instant, SocketId};
+pub use challenge::{Ask, Goal, PROOF_TRIES};
+use challenge::{Challenges, Overdue, SUSPECT_TRIES};
 
 /// How long payload may go unanswered before the path is asked: two round trips and some, and no less than a slow answer of
 /// the peer's own takes …
@@ -34,29 +38,11 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 const FLOW_STOPS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1200));
 /// How long the peer may be silent before the path is asked: two keepalives and some.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The path in use is asked again after a round trip and a quarter of one, and no sooner than this …
-const SOONEST_RETRY: Duration = Duration::from_millis(150);
-/// … where the round trip is not known, after this …
-const UNTIMED_RETRY: Duration = Duration::from_millis(500);
-/// … and is suspect after so many: with 2 % loss on each of four links all are lost once in 2,000 times.
-const SUSPECT_TRIES: u32 = 3;
-/// From then on it is asked this often, until it is lost: long enough for a call beside it, and for a cut that ends soon.
-const SUSPECT_RETRY: Duration = Duration::from_millis(500);
-const LOST_TRIES: u32 = 8;
-/// Any other challenge is repeated after this long …
-const RETRY: Duration = Duration::from_millis(400);
-/// … so many times in all: with 5 % loss each way all are lost once in 10,000.
-const TRIES: u32 = 4;
-/// How often a path on which the peer was heard is asked whether it hears us.
-pub const PROOF_TRIES: u32 = 8;
 /// How long a path that was left is still listened on: what is on its way there is not lost, and says nothing of where the peer
 /// is. A round trip by satellite, and the choice of the new path repeated a few times.
 const LINGER: Duration = Duration::from_secs(3);
 /// Paths that were left, so sockets that stay open for them: a call proves one or two on its way to the best.
 const MAX_LEFT: usize = 4;
-/// Challenges at once: one for the path in use, some for addresses that showed up. More are dropped.
-const MAX_CHALLENGES: usize = 8;
-
 /// A local socket and a remote address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Way {
@@ -70,73 +56,6 @@ pub struct Path {
     pub way: Way,
     pub method: Method,
     pub proved: bool,
-}
-
-/// Why a way is challenged, so what becomes of it when it answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Goal {
-    /// The path in use: does it still work?
-    Check,
-    /// The path in use, on which the peer was heard in a call: does it hear us? It is asked again after so long.
-    Prove(Method, Duration),
-    /// Another way, to be used if it works.
-    Move(Method),
-    /// The caller's choice, to be told to the called member.
-    Choose,
-    /// The caller's choice, from an address that its call did not name: followed if it works.
-    Follow(Method),
-    /// Does the peer speak the DUDP family at all? No harm where it does not.
-    Greet,
-    /// A user wants to know how long it takes. Asked once.
-    Ping(u64),
-}
-
-/// How often a peer that may be stock WireGuard is greeted: a member that is not known as one can't introduce others.
-const GREETINGS: u32 = 3;
-
-#[derive(Clone, Copy, Debug)]
-struct Challenge {
-    token: Token,
-    way: Way,
-    goal: Goal,
-    sent: Instant,
-    tries: u32,
-}
-
-impl Challenge {
-    /// When it is repeated or given up. A ping is asked once, and may take longer than a repetition would wait: satellites do.
-    fn due(&self, rtt: Option<Duration>) -> Instant {
-        self.sent
-            + match self.goal {
-                Goal::Check if self.tries > SUSPECT_TRIES => SUSPECT_RETRY,
-                Goal::Check => rtt.map_or(UNTIMED_RETRY, |rtt| (rtt * 5 / 4).max(SOONEST_RETRY)),
-                Goal::Prove(_, retry) => retry,
-                _ if self.is_only_asked() => RETRY * 5,
-                _ => RETRY,
-            }
-    }
-
-    fn most_tries(&self) -> u32 {
-        match self.goal {
-            Goal::Check => LOST_TRIES,
-            Goal::Ping(_) => 1,
-            Goal::Greet => GREETINGS,
-            Goal::Prove(..) => PROOF_TRIES,
-            Goal::Move(_) | Goal::Choose | Goal::Follow(_) => TRIES,
-        }
-    }
-
-    fn is_only_asked(&self) -> bool {
-        matches!(self.goal, Goal::Ping(_) | Goal::Greet)
-    }
-}
-
-/// A probe to send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ask {
-    pub way: Way,
-    pub token: Token,
-    pub chosen: bool,
 }
 
 /// What is to be done now, and what became of the path in use.
@@ -205,7 +124,7 @@ pub struct Paths {
     declined: Recent,
     /// Ways on which the peer was heard, and did not hear us.
     deaf: Recent,
-    challenges: Vec<Challenge>,
+    challenges: Challenges,
     rtt: Option<Duration>,
     /// Whether the peer answers probes. Whether stock WireGuard is still there, WireGuard's own timers tell.
     watched: bool,
@@ -324,7 +243,7 @@ impl Paths {
 
     /// That socket is closed: nothing is asked from it any more.
     pub fn forget_socket(&mut self, socket: SocketId) {
-        self.challenges.retain(|challenge| challenge.way.socket != socket || socket < SocketId::FIRST_EXTRA);
+        self.challenges.forget_socket(socket);
     }
 
     /// Payload went out, after nothing had since `before`.
@@ -346,7 +265,7 @@ impl Paths {
             self.last_heard = now;
             self.unanswered_since = None;
             self.suspect = false;
-            self.challenges.retain(|challenge| challenge.goal != Goal::Check || challenge.way != way);
+            self.challenges.end_check(way);
         }
     }
 
@@ -380,39 +299,19 @@ impl Paths {
 
     /// Begins to ask a way; nothing, where it is being asked already.
     pub fn challenge(&mut self, now: Instant, way: Way, goal: Goal, token: Token) -> Option<Ask> {
-        let same = |challenge: &Challenge| challenge.way == way && challenge.goal == goal;
-        if self.challenges.iter().any(same) {
-            return None;
-        }
-        if !matches!(goal, Goal::Move(_)) {
-            self.make_room();
-        }
-        if self.challenges.len() >= MAX_CHALLENGES {
-            return None;
-        }
-        self.challenges.push(Challenge { token, way, goal, sent: now, tries: 1 });
-        Some(Ask { way, token, chosen: goal == Goal::Choose })
+        self.challenges.begin(now, way, goal, token)
     }
 
     /// `way` is likelier to work than those that are being asked: it takes the place of the oldest of them, where there is no other.
     pub fn prefer(&mut self, way: Way) {
-        if !self.is_proved() && self.challenges.iter().all(|challenge| challenge.way != way) {
-            self.make_room();
-        }
-    }
-
-    fn make_room(&mut self) {
-        if self.challenges.len() >= MAX_CHALLENGES
-            && let Some(at) = self.challenges.iter().position(|challenge| matches!(challenge.goal, Goal::Move(_)))
-        {
-            self.challenges.remove(at);
+        if !self.is_proved() {
+            self.challenges.prefer(way);
         }
     }
 
     /// An answer came by `way`: to what, and after how long.
     pub fn handle_answer(&mut self, now: Instant, way: Way, token: Token) -> Option<(Goal, Duration)> {
-        let at = self.challenges.iter().position(|challenge| challenge.token == token && challenge.way == way)?;
-        let challenge = self.challenges.remove(at);
+        let challenge = self.challenges.take_answered(way, token)?;
         if let Some(path) = self.current.as_mut().filter(|path| path.way == way) {
             path.proved = true;
         }
@@ -427,11 +326,7 @@ impl Paths {
     /// When the path in use is to be asked.
     fn check_due(&self) -> Option<Instant> {
         self.current.filter(|_| self.watched)?;
-        if self
-            .challenges
-            .iter()
-            .any(|challenge| matches!(challenge.goal, Goal::Check | Goal::Choose | Goal::Prove(..)))
-        {
+        if self.challenges.tell_of_path_in_use() {
             return None;
         }
         let patience = self.rtt.map_or(CHECK_EVERY, |rtt| (rtt * 2 + CHECK_MARGIN).max(SOONEST_CHECK));
@@ -443,8 +338,7 @@ impl Paths {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let challenges = self.challenges.iter().map(|challenge| challenge.due(self.rtt));
-        challenges.chain(self.check_due()).min()
+        self.challenges.poll_timeout(self.rtt).into_iter().chain(self.check_due()).min()
     }
 
     /// What to ask now, and what becomes of the path in use.
@@ -459,33 +353,28 @@ impl Paths {
         }
         let mut news = None;
         let current = self.current.map(|path| path.way);
-        let rtt = self.rtt;
-        self.challenges.retain_mut(|challenge| {
-            if now < challenge.due(rtt) {
-                return true;
-            }
-            let in_use = current == Some(challenge.way);
-            if challenge.tries >= challenge.most_tries() {
-                if let Goal::Prove(..) = challenge.goal {
-                    self.deaf.note(now, challenge.way);
+        for overdue in self.challenges.handle_timeout(now, self.rtt) {
+            match overdue {
+                Overdue::GivenUp(challenge) => {
+                    if let Goal::Prove(..) = challenge.goal {
+                        self.deaf.note(now, challenge.way);
+                    }
+                    if !challenge.is_only_asked() && current == Some(challenge.way) {
+                        news = Some(News::Lost(challenge.way));
+                    }
                 }
-                if !challenge.is_only_asked() && in_use {
-                    news = Some(News::Lost(challenge.way));
+                Overdue::Repeated(challenge) => {
+                    if current == Some(challenge.way) && challenge.goal == Goal::Check {
+                        match challenge.tries {
+                            1 => news = news.or(Some(News::Doubted)),
+                            SUSPECT_TRIES => news = Some(News::Suspect),
+                            _ => {}
+                        }
+                    }
+                    asks.push(challenge.ask());
                 }
-                return false;
             }
-            if in_use && challenge.goal == Goal::Check {
-                match challenge.tries {
-                    1 => news = news.or(Some(News::Doubted)),
-                    SUSPECT_TRIES => news = Some(News::Suspect),
-                    _ => {}
-                }
-            }
-            challenge.tries += 1;
-            challenge.sent = now;
-            asks.push(Ask { way: challenge.way, token: challenge.token, chosen: challenge.goal == Goal::Choose });
-            true
-        });
+        }
         self.suspect |= news == Some(News::Suspect);
         Due { asks, news }
     }
@@ -718,14 +607,5 @@ mod tests {
             paths.adopt(now, way(port), Method::Lan, true);
         }
         assert_eq!(paths.left.0.len(), MAX_LEFT);
-    }
-
-    #[test]
-    fn challenges_have_a_cap() {
-        let mut paths = Paths { watched: true, ..Paths::default() };
-        for port in 0..100 {
-            paths.challenge(Instant::default(), way(port), Goal::Move(Method::Roamed), u64::from(port));
-        }
-        assert_eq!(paths.challenges.len(), MAX_CHALLENGES);
     }
 }
