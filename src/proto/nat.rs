@@ -11,6 +11,7 @@
 pub mod evidence;
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::counter;
@@ -74,6 +75,14 @@ pub struct Made {
     pub by_address: u64,
     /// One for each socket, address and port.
     pub by_port: u64,
+}
+
+impl AddAssign for Made {
+    fn add_assign(&mut self, more: Self) {
+        self.sockets += more.sockets;
+        self.by_address += more.by_address;
+        self.by_port += more.by_port;
+    }
 }
 
 impl Made {

@@ -121,7 +121,7 @@ pub struct Peer {
     /// Since when this call, with all its tries, goes on, and what it has used up of its budgets.
     call_began: Option<Instant>,
     budget: Option<Budget>,
-    /// Sockets of its last sweep, for the next one: a new mapping each, for that goes to another port.
+    /// Sockets of its last sweep or grid, for the next try.
     spare: Vec<Spare>,
     /// When what its calls have used up is made up for: a whole budget in the time that a call has.
     made_up: Instant,

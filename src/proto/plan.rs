@@ -374,8 +374,7 @@ pub fn plan(caller: &Report, called: &Report, terms: &Terms, punch: &Punch) -> P
         Pair { caller, called, terms, punch, pace: Pace::of(terms), budget: common(caller.budget, called.budget) };
     let (a, b) = (port(caller), port(called));
     // Where both move, the called member holds.
-    let holder = if matches!(b, Port::Moving(_)) { &b } else { &a };
-    let other = if matches!(b, Port::Moving(_)) { &a } else { &b };
+    let (holder, other) = if matches!(b, Port::Moving(_)) { (&b, &a) } else { (&a, &b) };
     // Towards random ports only one that moves by address has anything to hold.
     let may_hold = |moving: &Moving| moving.by_address || !matches!(other, Port::Random(_));
     let unheld = matches!(holder, Port::Moving(moving) if moving.holds.is_empty() && may_hold(moving));

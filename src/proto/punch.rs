@@ -282,10 +282,7 @@ impl Punch {
         if !self.budget.take_probe(self.entries.is_new(socket, to)) {
             return false;
         }
-        let made = self.entries.note(socket, to);
-        self.made.sockets += made.sockets;
-        self.made.by_address += made.by_address;
-        self.made.by_port += made.by_port;
+        self.made += self.entries.note(socket, to);
         true
     }
 
@@ -622,8 +619,10 @@ impl Punch {
         rng: &mut ChaCha20Rng,
         steps: &mut Vec<Step>,
     ) {
+        // What ends at our router makes no entry there.
         let leaves = ttl != Some(INSIDE_TTL);
-        if !(if leaves { self.take_probe(socket, to) } else { self.budget.take_probe(false) }) {
+        let may = if leaves { self.take_probe(socket, to) } else { self.budget.take_probe(false) };
+        if !may {
             return;
         }
         let token = rng.next_u64();

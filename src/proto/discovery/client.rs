@@ -339,9 +339,7 @@ impl Client {
 
     /// We made mappings besides the surveys' own: they are not other users'.
     pub fn note_mappings(&mut self, made: Made) {
-        self.made.sockets += made.sockets;
-        self.made.by_address += made.by_address;
-        self.made.by_port += made.by_port;
+        self.made += made;
     }
 
     /// A sweep's mappings most likely have these ports.

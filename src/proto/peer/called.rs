@@ -124,11 +124,8 @@ impl Peer {
             return self.refuse(now, local, via, passed, received, (call.id, Reason::Busy));
         }
         local.step(&self.config.name, format!("calls, from {}", words::tuple(&call.report)));
-        if let Call::Punching(punching) = &mut self.call {
-            // The caller's try ended a moment before ours.
-            self.spare.extend(punching.punch.take_row());
-        }
-        self.end_call(local, None);
+        // The caller's try may have ended a moment before ours.
+        self.end_try(local);
         self.call_began.get_or_insert(now);
         if !self.failed {
             // Who calls is registered, and a server passes calls.

@@ -8,7 +8,7 @@
 //! caller, proved    ─► ACK with `chosen` ─► the called member takes the same way, and both close all other sockets
 //! ```
 //!
-//! Where hundreds of ports shoot at hundreds ([`Strategy::is_a_crowd`]), a filter that asks less than its mapping lets in most of them, by
+//! Where hundreds of ports shoot at hundreds ([`crate::proto::plan::Strategy::is_a_crowd`]), a filter that asks less than its mapping lets in most of them, by
 //! ways that lead nowhere: none of them is heard in this sense, few are answered, and a called member that has proof tells the caller.
 
 use std::time::Duration;
@@ -20,7 +20,6 @@ use crate::proto::action::{Drop, Event};
 use crate::proto::context::Local;
 use crate::proto::message_control::reachable;
 use crate::proto::path::{Ask, Goal, PROOF_TRIES, Way, method_of};
-use crate::proto::plan::Strategy;
 use crate::proto::probe::{Ack, Ack2, parse_sounding};
 use crate::proto::punch::Role;
 use crate::proto::snapshot::Method;
@@ -143,17 +142,16 @@ impl Peer {
     /// to say so. Any other is asked first.
     pub(super) fn hear(&mut self, now: Instant, local: &mut Local, way: Way, method: Method, shot: bool) {
         let Call::Punching(punching) = &self.call else { return self.challenge(now, local, way, Goal::Move(method)) };
-        let in_vain = punching.ours().may_hear_in_vain();
         if !shot {
             self.paths.prefer(way);
         }
         // Where many guess at many, a filter that asks less than its mapping lets in hundreds that say nothing.
-        let says_little = shot && in_vain != Some(false) && punching.punch.strategy().is_some_and(Strategy::is_a_crowd);
+        let says_little = shot && punching.may_hear_a_crowd(punching.ours());
         if says_little || !self.is_known(way) || self.paths.current().is_some() || self.paths.is_deaf(now, way) {
             return self.challenge(now, local, way, Goal::Move(method));
         }
         let retry = punching.parties.terms.round / HEARD;
-        let tries = match in_vain {
+        let tries = match punching.ours().may_hear_in_vain() {
             Some(false) => PROOF_TRIES,
             None => UNSURE_TRIES,
             Some(true) => 1,
@@ -169,10 +167,7 @@ impl Peer {
     /// mapping: answers are counted as shots are. They are good ones, for there is somebody at the port that they go to.
     fn may_answer(&mut self, way: Way) -> bool {
         match &mut self.call {
-            Call::Punching(punching)
-                if punching.ours().may_hear_in_vain() != Some(false)
-                    && punching.punch.strategy().is_some_and(Strategy::is_a_crowd) =>
-            {
+            Call::Punching(punching) if punching.may_hear_a_crowd(punching.ours()) => {
                 punching.punch.take_answer(way.socket, way.remote)
             }
             _ => true,
@@ -250,9 +245,7 @@ impl Peer {
 
     /// Whether the peer, in a call, may hear us by many ways that don't lead back.
     fn may_be_heard_in_vain(&self) -> bool {
-        let Call::Punching(punching) = &self.call else { return false };
-        punching.theirs().may_hear_in_vain() != Some(false)
-            && punching.punch.strategy().is_some_and(Strategy::is_a_crowd)
+        matches!(&self.call, Call::Punching(punching) if punching.may_hear_a_crowd(punching.theirs()))
     }
 
     /// Whether a way leads to an address that the peer's sealed report names.

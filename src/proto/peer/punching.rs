@@ -144,6 +144,11 @@ impl Punching {
     pub(super) fn theirs(&self) -> &Report {
         &self.parties.theirs
     }
+
+    /// Whether one of the two, whose report that is, may now hear hundreds by ways that lead nowhere.
+    pub(super) fn may_hear_a_crowd(&self, report: &Report) -> bool {
+        report.may_hear_in_vain() != Some(false) && self.punch.strategy().is_some_and(Strategy::is_a_crowd)
+    }
 }
 
 impl Peer {
@@ -163,6 +168,14 @@ impl Peer {
         if let Some(budget) = self.budget.take() {
             self.made_up = self.made_up.max(now) + local.punch.timeout.mul_f64(budget.share());
         }
+    }
+
+    /// The try that goes on is over, its call is not: the next one may use its sockets.
+    pub(super) fn end_try(&mut self, local: &mut Local) {
+        if let Call::Punching(punching) = &mut self.call {
+            self.spare.extend(punching.punch.take_row());
+        }
+        self.end_call(local, None);
     }
 
     pub(super) fn close_spare(&mut self, local: &mut Local) {
@@ -439,10 +452,7 @@ impl Peer {
             let signal = (punching.ours().server_delay + punching.theirs().server_delay) / 2;
             let soonest = punching.punch.opened() + CALL_INTERVAL.saturating_sub(signal);
             let until = soonest.max(now + wait);
-            if let Call::Punching(punching) = &mut self.call {
-                self.spare = punching.punch.take_row();
-            }
-            self.end_call(local, None);
+            self.end_try(local);
             self.call = Call::Resting { until };
             return;
         }
